@@ -1,0 +1,44 @@
+"""Learned activation functions for detectron2.
+
+Importing this package registers its backbones and data sets with detectron2. Where detectron2 is not
+installed, :mod:`pwlu_det.ops` and :mod:`pwlu_det.activations` work by themselves, and what needs it says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib import import_module
+
+from pwlu_det.activations import PWLU, build_activation
+
+__version__ = "0.1.0"
+
+# Public names that need detectron2, and where they are.
+_NEED_DETECTRON2 = {
+    "ConfigError": "config",
+    "Trainer": "trainer",
+    "TwoPhaseHook": "phases",
+    "add_pwlu_config": "config",
+    "build_optimizer": "trainer",
+    "build_phase_hook": "trainer",
+    "check_config": "config",
+    "convert_activations": "backbone",
+}
+
+__all__ = ["PWLU", "build_activation", *sorted(_NEED_DETECTRON2)]
+
+
+def __getattr__(name: str):
+    if name not in _NEED_DETECTRON2:
+        raise AttributeError(f"module 'pwlu_det' has no attribute {name!r}")
+    if importlib.util.find_spec("detectron2") is None:
+        raise ImportError(
+            f"pwlu_det.{name} needs detectron2, which is not installed. Install it with: "
+            "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
+        )
+    return getattr(import_module(f"pwlu_det.{_NEED_DETECTRON2[name]}"), name)
+
+
+if importlib.util.find_spec("detectron2") is not None:
+    import_module("pwlu_det.backbone")
+    import_module("pwlu_det.data")

@@ -1,0 +1,15 @@
+"""Backbones; importing this registers them with detectron2."""
+
+from pwlu_det.backbone.build import (
+    build_act_resnet_backbone,
+    build_act_resnet_fpn_backbone,
+    build_act_retinanet_resnet_fpn_backbone,
+)
+from pwlu_det.backbone.convert import convert_activations
+
+__all__ = [
+    "build_act_resnet_backbone",
+    "build_act_resnet_fpn_backbone",
+    "build_act_retinanet_resnet_fpn_backbone",
+    "convert_activations",
+]

@@ -1,0 +1,228 @@
+"""Every config key of this project, how a config is read, and what is wrong with one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import torch
+import yaml
+
+from pwlu_det.activations.build import POSITIONS, STAGES, get_family
+
+_STOCK_BACKBONES = (
+    "build_resnet_backbone",
+    "build_resnet_fpn_backbone",
+    "build_retinanet_resnet_fpn_backbone",
+)
+
+
+def add_pwlu_config(cfg) -> None:
+    """Add the ``MODEL.ACTIVATION`` node to a detectron2 config, in place."""
+    from detectron2.config import CfgNode as CN
+
+    cfg.MODEL.ACTIVATION = node = CN()
+    # relu, swish, prelu or pwlu. Anything but relu needs one of the build_act_* backbones.
+    node.NAME = "relu"
+    # Where to put it, out of stem, res2, res3, res4, res5 and top (between P6 and P7 of RetinaNet's FPN).
+    # Empty: where its authors do. All other places keep ReLU.
+    node.STAGES = []
+    # Which places of each block, out of act1, act2 and act3 (act2 is the last of R-18's and R-34's blocks).
+    # stem and top have one place each, which counts as act1. Empty: where its authors do.
+    node.POSITIONS = []
+    # Whether stages frozen by MODEL.BACKBONE.FREEZE_AT are converted too; their activations are then frozen.
+    node.CONVERT_FROZEN = False
+    # Learning rate of the activations' own parameters, relative to SOLVER.BASE_LR.
+    node.LR_FACTOR = 1.0
+    # Weight decay of the activations' own parameters.
+    node.WEIGHT_DECAY = 0.0
+
+    node.SWISH = CN()
+    # x * sigmoid(beta * x) with one learned beta a channel, in place of beta = 1.
+    node.SWISH.TRAINABLE_BETA = False
+
+    node.PWLU = CN()
+    # N, the number of intervals between the bounds; the paper recommends 8 to 16.
+    node.PWLU.NUM_INTERVALS = 16
+    # One function for each channel, or one for each layer.
+    node.PWLU.CHANNEL_WISE = True
+    # The bounds at the start are -INIT_BOUND and INIT_BOUND: the paper's "fix-init-x" where REALIGN is False.
+    node.PWLU.INIT_BOUND = 3.0
+    # Learn in two phases: be ReLU and collect statistics of the inputs, then align the bounds with them.
+    node.PWLU.REALIGN = True
+    # T', the first iteration of phase II: in iterations where >= 0, else in epochs (rounded down).
+    node.PWLU.PHASE1_ITERS = -1
+    node.PWLU.PHASE1_EPOCHS = 5
+    # Weight of the old value in the running mean and standard deviation.
+    node.PWLU.STAT_MOMENTUM = 0.9
+    # The realigned bounds lie this many standard deviations from the mean.
+    node.PWLU.NUM_SIGMA = 3.0
+
+
+class ConfigError(ValueError):
+    """A config that cannot be trained or evaluated; the message names the key and what is allowed."""
+
+
+def load_config(config_file: str, overrides: list[str]):
+    """Read a YAML file over detectron2's defaults and ours, then ``KEY VALUE`` overrides.
+
+    Raises:
+        ConfigError: the file cannot be read, holds YAML's unsafe tags, or has a key or type that is unknown.
+    """
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    add_pwlu_config(cfg)
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except (AssertionError, KeyError, ValueError, OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config-file {config_file}: {_text(error)}") from error
+    try:
+        cfg.merge_from_list(overrides)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ConfigError(f"command line: {_text(error)}") from error
+    return cfg
+
+
+def check_config(cfg, num_processes: int = 1) -> None:
+    """Check what can be known before anything is built.
+
+    Raises:
+        ConfigError: see the class.
+    """
+    node = cfg.MODEL.ACTIVATION
+    try:
+        get_family(node.NAME)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    _check_subset("MODEL.ACTIVATION.STAGES", node.STAGES, STAGES)
+    _check_subset("MODEL.ACTIVATION.POSITIONS", node.POSITIONS, POSITIONS)
+    backbone = cfg.MODEL.BACKBONE.NAME
+    _check(
+        node.NAME == "relu" or backbone not in _STOCK_BACKBONES,
+        "MODEL.BACKBONE.NAME",
+        backbone,
+        f"{backbone.replace('build_', 'build_act_', 1)} for MODEL.ACTIVATION.NAME {node.NAME!r}",
+    )
+    _check(node.LR_FACTOR >= 0, "MODEL.ACTIVATION.LR_FACTOR", node.LR_FACTOR, "at least 0")
+    _check(node.WEIGHT_DECAY >= 0, "MODEL.ACTIVATION.WEIGHT_DECAY", node.WEIGHT_DECAY, "at least 0")
+    if node.NAME == "pwlu":
+        _check_pwlu(node.PWLU)
+    _check_norms(cfg, num_processes)
+
+
+def check_training(cfg) -> None:
+    """Check what only training needs.
+
+    Raises:
+        ConfigError: see the class.
+    """
+    node = cfg.MODEL.ACTIVATION.PWLU
+    if cfg.MODEL.ACTIVATION.NAME == "pwlu" and node.REALIGN:
+        check_phase1_iters(node.PHASE1_ITERS, "MODEL.ACTIVATION.PWLU.PHASE1_ITERS", cfg.SOLVER.MAX_ITER)
+    if not cfg.MODEL.WEIGHTS:
+        why = "when MODEL.WEIGHTS is empty: frozen layers would keep their random start"
+        freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
+        _check(freeze_at == 0, "MODEL.BACKBONE.FREEZE_AT", freeze_at, f"0 {why}")
+        norm = cfg.MODEL.RESNETS.NORM
+        _check(norm != "FrozenBN", "MODEL.RESNETS.NORM", norm, f"BN, SyncBN or GN {why}")
+
+
+def check_files(cfg, resume: bool, training: bool) -> None:
+    """Check that the data sets and the weights exist, and that the output folder can be written.
+
+    Raises:
+        ConfigError: see the class.
+    """
+    _check_device(cfg.MODEL.DEVICE)
+    for key in ("TRAIN", "TEST") if training else ("TEST",):
+        for name in cfg.DATASETS[key]:
+            _check_dataset(f"DATASETS.{key}", name)
+    _check(not training or cfg.DATASETS.TRAIN, "DATASETS.TRAIN", cfg.DATASETS.TRAIN, "one data set or more")
+    weights = cfg.MODEL.WEIGHTS
+    if not (resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
+        _check(training or weights, "MODEL.WEIGHTS", weights, "the file to evaluate, or use --resume")
+        path = weights.split("?")[0]  # detectron2 takes options behind it
+        exists = not path or "://" in path or os.path.isfile(path)
+        _check(exists, "MODEL.WEIGHTS", weights, "a file that exists")
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR):
+            pass
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be written: {error}") from error
+
+
+def _check_device(device: str) -> None:
+    usable = not device.startswith("cuda") or torch.cuda.is_available()
+    _check(usable, "MODEL.DEVICE", device, "'cpu' on this machine: torch finds no GPU")
+
+
+def _check_dataset(key: str, name: str) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    if name not in DatasetCatalog.list():
+        raise ConfigError(f"{key}: unknown data set '{name}'; known are {', '.join(DatasetCatalog.list())}")
+    try:
+        annotations = MetadataCatalog.get(name).get("json_file")
+    except (OSError, ImportError) as error:  # the digits cannot be made
+        raise ConfigError(f"{key}: {error}") from error
+    if annotations and not os.path.isfile(annotations):
+        raise ConfigError(
+            f"{key}: data set '{name}' is not there: no file {annotations}. The environment variable "
+            "DETECTRON2_DATASETS names the folder that holds detectron2's data sets (default ./datasets)."
+        )
+
+
+def check_phase1_iters(phase1_iters: int, key: str, max_iter: int) -> None:
+    """Check that phase II is reached.
+
+    Raises:
+        ConfigError: T' >= MAX_ITER.
+    """
+    _check(
+        phase1_iters < max_iter,
+        key,
+        f"T' = {phase1_iters}",
+        f"less than SOLVER.MAX_ITER = {max_iter} iterations, or the PWLUs would never learn "
+        "(MODEL.ACTIVATION.PWLU.PHASE1_ITERS sets T' in iterations)",
+    )
+
+
+def _check_pwlu(node) -> None:
+    prefix = "MODEL.ACTIVATION.PWLU."
+    n = node.NUM_INTERVALS
+    _check(n >= 1, prefix + "NUM_INTERVALS", n, "at least 1")
+    _check(
+        n % 2 == 0 or (node.REALIGN and node.PHASE1_ITERS != 0),
+        prefix + "NUM_INTERVALS",
+        n,
+        "even where it learns from the start (REALIGN False or PHASE1_ITERS 0): else it cannot start as ReLU",
+    )
+    _check(0 < node.INIT_BOUND < float("inf"), prefix + "INIT_BOUND", node.INIT_BOUND, "positive")
+    _check(node.PHASE1_ITERS >= -1, prefix + "PHASE1_ITERS", node.PHASE1_ITERS, "at least 0, or -1 (unset)")
+    _check(node.PHASE1_EPOCHS >= 0, prefix + "PHASE1_EPOCHS", node.PHASE1_EPOCHS, "at least 0")
+    _check(0 <= node.STAT_MOMENTUM < 1, prefix + "STAT_MOMENTUM", node.STAT_MOMENTUM, "in [0, 1)")
+    _check(0 < node.NUM_SIGMA < float("inf"), prefix + "NUM_SIGMA", node.NUM_SIGMA, "positive")
+
+
+def _check_norms(cfg, num_processes: int) -> None:
+    if num_processes == 1 or cfg.MODEL.DEVICE != "cpu":
+        return
+    for part in ("RESNETS", "FPN", "RETINANET", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        norm = cfg.MODEL[part].NORM
+        _check(norm != "SyncBN", f"MODEL.{part}.NORM", norm, "BN or GN: torch's SyncBN works on GPUs only")
+
+
+def _check_subset(key: str, chosen: list[str], allowed: tuple[str, ...]) -> None:
+    _check(set(chosen) <= set(allowed), key, chosen, f"out of {', '.join(allowed)}, or empty")
+
+
+def _check(fits: bool, key: str, value, allowed: str) -> None:
+    if not fits:
+        raise ConfigError(f"{key} is {value!r}; it must be {allowed}")
+
+
+def _text(error: Exception) -> str:
+    # str() of a KeyError is its message in quotes
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

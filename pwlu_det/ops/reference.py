@@ -1,0 +1,147 @@
+"""Plain-torch PWLU: the definition that every kernel is held against, and the fallback where none is.
+
+Shapes: ``x`` is ``[B, C, *]``, ``points`` ``[P, N+1]`` and the other parameters ``[P]``, with P = C
+(channel-wise) or P = 1 (layer-wise). Bins are numbered -1 ... N as in section 4.3 of the paper: -1 is
+x < B_L and N is x >= B_R. Tables over the bins, ``[P, N+2]``, keep them in columns 0 ... N+1.
+
+Everything is computed in float64, so a fallback is never less exact than a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+MIN_WIDTH = 1e-4
+"""The least width B_R - B_L that is computed with, so that bounds that have crossed can recover."""
+
+_PART_SIZE = 2**18
+
+
+def pwlu(
+    x: Tensor,
+    points: Tensor,
+    left_bound: Tensor,
+    right_bound: Tensor,
+    left_slope: Tensor,
+    right_slope: Tensor,
+) -> Tensor:
+    """Equation 1; the result has the dtype and the memory layout of ``x``."""
+    points, left_bound, right_bound, left_slope, right_slope = (
+        p.double() for p in (points, left_bound, right_bound, left_slope, right_slope)
+    )
+    start = torch.cat([points[:, :1], points], dim=1)
+    rise = torch.cat([left_slope[:, None], points.diff(dim=1), right_slope[:, None]], dim=1)
+    y = torch.empty_like(x)
+    for x_part, y_part in _parts(x, y):
+        column, coordinate = _locate(x_part.double(), left_bound, right_bound, points.shape[1] - 1)
+        step = rise.take(column)
+        # A slope of 0 holds the end point's value, also at x = +-inf where 0 * inf would be NaN.
+        flat = (step == 0) & ~coordinate.isnan()
+        y_part.copy_(start.take(column) + torch.where(flat, 0.0, step * coordinate))
+    return y
+
+
+def pwlu_backward(
+    grad: Tensor,
+    x: Tensor,
+    points: Tensor,
+    left_bound: Tensor,
+    right_bound: Tensor,
+    left_slope: Tensor,
+    right_slope: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Table 1: gradients of ``x`` and of the five parameters, in the order of the arguments.
+
+    All parameter gradients are linear in two moments per bin, A_k = sum(g) and M_k = sum(g * t) with
+    t the local coordinate, so one pass over the elements is enough. The sums are taken in a fixed
+    order: gradients are bit-identical from run to run.
+    """
+    parameters = (points, left_bound, right_bound, left_slope, right_slope)
+    points, left_bound, right_bound, left_slope, right_slope = (p.double() for p in parameters)
+    num_intervals = points.shape[1] - 1
+    length = _interval_length(left_bound, right_bound, num_intervals)
+    inner_slope = points.diff(dim=1) / length[:, None]
+    slope = torch.cat([left_slope[:, None], inner_slope, right_slope[:, None]], dim=1)
+
+    grad_x = torch.empty_like(x)
+    amount, moment = torch.zeros_like(slope), torch.zeros_like(slope)
+    for g, x_part, grad_part in _parts(grad, x, grad_x):
+        g = g.double()
+        column, coordinate = _locate(x_part.double(), left_bound, right_bound, num_intervals)
+        grad_part.copy_(g * slope.take(column))
+        amount += _sum_by_column(column, g, slope.shape)
+        moment += _sum_by_column(column, g * coordinate, slope.shape)
+    inner_amount, inner_moment = amount[:, 1:-1], moment[:, 1:-1]
+
+    grad_points = torch.zeros_like(points)
+    grad_points[:, :-1] += inner_amount - inner_moment
+    grad_points[:, 1:] += inner_moment
+    grad_points[:, 0] += amount[:, 0]
+    grad_points[:, -1] += amount[:, -1]
+
+    # x lies (k + t) / N of the way from B_L to B_R: the weights by which each bound moves the bin.
+    k = torch.arange(num_intervals, dtype=torch.float64, device=x.device)
+    to_left = ((k - num_intervals) * inner_amount + inner_moment) / num_intervals
+    to_right = (k * inner_amount + inner_moment) / num_intervals
+    grad_left_bound = (inner_slope * to_left).sum(1) - left_slope * amount[:, 0]
+    grad_right_bound = -(inner_slope * to_right).sum(1) - right_slope * amount[:, -1]
+
+    grads = (grad_points, grad_left_bound, grad_right_bound, moment[:, 0], moment[:, -1])
+    return (grad_x, *(g.to(p.dtype).contiguous() for g, p in zip(grads, parameters)))
+
+
+def relu_moments(x: Tensor, num_channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """ReLU, and per channel (``num_channels`` 1: over all) mean and summed squared deviation of ``x``.
+
+    Both are ``[num_channels]``, float32 (float64 for float64 input); 0 where ``x`` is empty.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    dims = [d for d in range(x.dim()) if d != 1 or num_channels == 1]
+    if x.numel() == 0:
+        return x.relu(), wide.new_zeros(num_channels), wide.new_zeros(num_channels)
+    variance, mean = torch.var_mean(wide, dim=dims, correction=0)
+    count = x.numel() // num_channels
+    return x.relu(), mean.reshape(num_channels), variance.reshape(num_channels) * count
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split along the batch, so that the float64 intermediates stay small: in memory, and in cache."""
+    samples = max(1, _PART_SIZE // max(1, tensors[0][:1].numel()))
+    return zip(*(t.split(samples) for t in tensors))
+
+
+def _locate(x: Tensor, left_bound: Tensor, right_bound: Tensor, num_intervals: int) -> tuple[Tensor, Tensor]:
+    """Where each element falls in the flattened ``[P * (N+2)]`` tables, and its local coordinate there.
+
+    The coordinate is t = u - k inside, x - B_L left of the bounds and x - B_R right of them.
+    """
+    length = _interval_length(left_bound, right_bound, num_intervals)
+    right_end = torch.maximum(right_bound, left_bound + MIN_WIDTH)
+    from_left = x - _per_channel(left_bound, x)
+    u = from_left / _per_channel(length, x)
+    # NaN goes to the last bin, where it meets no table look-up but its own coordinate.
+    k = u.floor().clamp(-1, num_intervals).nan_to_num(nan=num_intervals)
+    outside = torch.where(k < 0, from_left, x - _per_channel(right_end, x))
+    coordinate = torch.where((k >= 0) & (k < num_intervals), u - k, outside)
+    first_column = torch.arange(left_bound.numel(), device=x.device) * (num_intervals + 2)
+    return k.long() + 1 + _per_channel(first_column, x), coordinate
+
+
+def _interval_length(left_bound: Tensor, right_bound: Tensor, num_intervals: int) -> Tensor:
+    return (right_bound - left_bound).clamp(min=MIN_WIDTH) / num_intervals
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """View ``[P]`` as ``[P, 1, ...]``, which broadcasts against ``[B, C, *]``."""
+    return values.view(-1, *[1] * (x.dim() - 2))
+
+
+def _sum_by_column(column: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    column, values = column.expand_as(values).flatten(), values.flatten()
+    if values.is_cuda:  # bincount adds by atomics there; an accumulating index_put_ sorts instead
+        sums = values.new_zeros(shape.numel())
+        return sums.index_put_((column,), values, accumulate=True).view(shape)
+    return torch.bincount(column, weights=values, minlength=shape.numel()).view(shape)

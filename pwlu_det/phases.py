@@ -1,0 +1,113 @@
+"""The training hook that leads PWLUs through their two phases (section 3.3 of the paper)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from pwlu_det.activations.pwlu import PWLU, Moments
+
+logger = logging.getLogger(__name__)
+
+
+class TwoPhaseHook(HookBase):
+    """Phase I up to iteration T' - 1, the realignment before the first forward of T', then phase II.
+
+    In phase I each training forward of the model pools the statistics of the batch over all processes, in
+    one all-reduce, and the optimiser is kept from the PWLU parameters: their gradients (zeros) are taken
+    away before it steps, so that neither weight decay nor momentum touches them.
+
+    All state lives in the modules' buffers, where every checkpoint has it. Sites that are in phase II from
+    the start (loaded from ``MODEL.WEIGHTS``, or built without ``REALIGN``) are left alone, and so are
+    frozen ones. The order among other hooks does not matter.
+
+    Args:
+        phase1_iters: T', the number of iterations of phase I.
+    """
+
+    def __init__(self, phase1_iters: int):
+        self.phase1_iters = phase1_iters
+        self._sites: list[PWLU] = []
+        self._handles: list = []
+
+    def before_train(self) -> None:
+        model = self.trainer.model
+        self._sites = trainable_sites(model)
+        for site in self._sites:
+            site.refresh_phase()
+            site.defers_update = True
+        collecting = sum(site.collecting for site in self._sites)
+        logger.info(
+            f"PWLU: {collecting} of {len(self._sites)} trainable sites collect statistics, "
+            f"up to iteration {self.phase1_iters}"
+        )
+        self._handles = [
+            model.register_forward_hook(lambda *_: self._pool_statistics()),
+            self.trainer.optimizer.register_step_pre_hook(lambda *_: self._hide_gradients()),
+        ]
+
+    def before_step(self) -> None:
+        if self.trainer.iter < self.phase1_iters:
+            return
+        collecting = [site for site in self._sites if site.collecting]
+        for site in collecting:
+            site.realign()
+        if collecting:
+            logger.info(_describe(collecting, self.trainer.iter))
+
+    def after_train(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for site in self._sites:
+            site.defers_update = False
+
+    def _pool_statistics(self) -> None:
+        sites = [site for site in self._sites if site.batch_moments is not None]
+        if not sites:  # evaluation, PreciseBN, phase II
+            return
+        packed = torch.cat([_pack(site.batch_moments) for site in sites])
+        if comm.get_world_size() > 1:
+            dist.all_reduce(packed)
+        for site, sums in zip(sites, packed.split([1 + 2 * s.running_mean.numel() for s in sites])):
+            site.update_statistics(*_unpack(sums))
+            site.batch_moments = None
+
+    def _hide_gradients(self) -> None:
+        for site in self._sites:
+            if site.collecting:
+                for parameter in site.parameters():
+                    parameter.grad = None
+
+
+def trainable_sites(model: nn.Module) -> list[PWLU]:
+    """All PWLUs of a model that are not frozen."""
+    return [m for m in model.modules() if isinstance(m, PWLU) and m.points.requires_grad]
+
+
+def _pack(moments: Moments) -> Tensor:
+    """Count, sum and sum of squares, ``[1 + 2 P]``: these add over processes, and float64 has room for it."""
+    mean = moments.mean.double()
+    squares = moments.deviation.double() + moments.count * mean**2
+    return torch.cat([mean.new_tensor([moments.count]), moments.count * mean, squares])
+
+
+def _unpack(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation, ``[P]``."""
+    count = sums[0].clamp(min=1)
+    mean, mean_square = (sums[1:] / count).chunk(2)
+    return mean, (mean_square - mean**2).clamp(min=0).sqrt()
+
+
+def _describe(sites: Sequence[PWLU], iteration: int) -> str:
+    left = torch.cat([site.left_bound.detach() for site in sites])
+    right = torch.cat([site.right_bound.detach() for site in sites])
+    return (
+        f"PWLU: realigned {len(sites)} sites at iteration {iteration}; left bounds in "
+        f"[{left.min():.4g}, {left.max():.4g}], right bounds in [{right.min():.4g}, {right.max():.4g}]"
+    )
