@@ -25,9 +25,14 @@ class Checkpointer(DetectionCheckpointer):
     """detectron2's checkpointer, which reads ``.pkl`` files only if they hold NumPy arrays and nothing else,
     and ``.pth`` files with ``weights_only``.
 
+    Attributes:
+        incompatible: missing, unexpected and wrongly shaped keys of the last loading.
+
     Raises:
         pickle.UnpicklingError: the file asks for any other object; none is made.
     """
+
+    incompatible = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
@@ -37,6 +42,10 @@ class Checkpointer(DetectionCheckpointer):
 
     def _torch_load(self, filename: str) -> dict[str, Any]:
         return torch.load(filename, map_location="cpu", weights_only=True)
+
+    def _load_model(self, checkpoint: dict[str, Any]):
+        self.incompatible = super()._load_model(checkpoint)
+        return self.incompatible
 
 
 class _ArrayUnpickler(pickle.Unpickler):

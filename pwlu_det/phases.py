@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pwlu_det.activations.pwlu import PWLU, Moments
 
-logger = logging.getLogger(__name__)
+# Below detectron2's name, so that its set-up of handlers and log files serves this logger too.
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 
 class TwoPhaseHook(HookBase):

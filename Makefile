@@ -1,0 +1,57 @@
+# make env    an environment in $(VENV), the only place where anything is installed
+# make demo   train a detector with PWLU from scratch, evaluate it, export its backbone
+# make test   the tests          make lint   the linters
+#
+# VENV        where the environment is, or shall be
+# PYTHON      the Python it is made from
+# TORCH       what pip installs for torch, e.g. TORCH='torch==2.6.0 torchvision==0.21.0'
+# DETECTRON2  a detectron2 of your own in place of the pinned wheel, e.g.
+#             DETECTRON2='git+https://github.com/facebookresearch/detectron2.git'
+VENV ?= .venv
+PYTHON ?= python3
+TORCH ?= torch torchvision
+DETECTRON2 ?=
+OUTPUT ?= output/demo
+
+PIP := $(VENV)/bin/pip --disable-pip-version-check
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.pwlu_det
+
+.PHONY: env demo test lint format clean
+env: $(STAMP)
+
+$(STAMP): requirements/env.txt requirements/detectron2.txt pyproject.toml setup.py
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --no-cache-dir $(TORCH)
+	$(PIP) install --no-cache-dir -r requirements/env.txt
+	$(RUN) -c "import detectron2" 2>/dev/null || $(MAKE) --no-print-directory detectron2
+	$(PIP) install --no-build-isolation --no-deps -e .
+	touch $@
+
+# The wheel's tag names Python 3.10, for the sake of a compiled part that is not used: hence the options.
+.PHONY: detectron2
+detectron2:
+ifeq ($(DETECTRON2),)
+	$(PIP) install --no-cache-dir --no-deps --only-binary=:all: --implementation cp --python-version 3.10 \
+	  --target "$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	  -r requirements/detectron2.txt
+else
+	$(PIP) install --no-cache-dir --no-build-isolation '$(DETECTRON2)'
+endif
+
+demo: env
+	$(RUN) tools/demo.py --output $(OUTPUT)
+
+test: env
+	$(RUN) -m pytest
+
+lint: env
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: env
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf output build *.egg-info

@@ -1,0 +1,60 @@
+"""Export of what another detector can start from."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from detectron2.modeling import build_model
+from torch import nn
+
+from pwlu_det.checkpoint import Checkpointer
+from pwlu_det.config import ConfigError
+
+
+def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> None:
+    """Write the backbone of a trained detector in detectron2's checkpoint format.
+
+    The file loads as ``MODEL.WEIGHTS`` of any detector with the same backbone, and into a bare backbone. It
+    asks detectron2 to match names by their endings, so the prefixes ``backbone.`` and ``bottom_up.`` may
+    be there or not.
+
+    Args:
+        cfg: config of the trained detector.
+        weights: its checkpoint.
+        output: the file to write, ``*.pth``.
+        bottom_up: leave the FPN out: a ResNet for detectors that have another FPN, or none.
+
+    Raises:
+        ConfigError: ``weights`` or ``output`` cannot be used, or ``weights`` does not hold this backbone.
+    """
+    if not output.endswith(".pth"):
+        raise ConfigError(f"--output is {output!r}; its name must end in .pth")
+    folder = os.path.dirname(output) or "."
+    if not os.path.isdir(folder):
+        raise ConfigError(f"--output: there is no folder {folder}")
+    if not os.path.isfile(weights):
+        raise ConfigError(f"--weights: there is no file {weights}")
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    _load(model, weights)
+
+    backbone = model.backbone
+    state = (backbone.bottom_up if bottom_up else backbone).state_dict()
+    state = {key.removeprefix("bottom_up."): value for key, value in state.items()}
+    torch.save({"model": state, "__author__": "pwlu_det", "matching_heuristics": True}, output)
+
+
+def _load(model: nn.Module, weights: str) -> None:
+    checkpointer = Checkpointer(model)
+    checkpointer.load(weights, checkpointables=[])
+    lacking = [key for key in checkpointer.incompatible.missing_keys if key.startswith("backbone.")]
+    lacking += [key for key, *_ in checkpointer.incompatible.incorrect_shapes if key.startswith("backbone.")]
+    if lacking:
+        raise ConfigError(
+            f"--weights {weights} does not hold the backbone of --config-file: {len(lacking)} tensors are "
+            f"missing or of another shape, the first is {lacking[0]}"
+        )

@@ -1,0 +1,172 @@
+import pytest
+import torch
+from detectors import CONVERTED, STOCK, batch, build, losses_and_gradients, set_detector
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from detectron2.modeling.backbone import resnet
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from torch import nn
+
+from pwlu_det import PWLU, convert_activations
+
+SITES_OF_R50 = {
+    f"{stage}.{block}.act{i}"
+    for stage, blocks in (("res2", 3), ("res3", 4), ("res4", 6), ("res5", 3))
+    for block in range(blocks)
+    for i in (1, 2, 3)
+}
+
+
+def pwlu_sites(model):
+    return {name for name, module in model.named_modules() if isinstance(module, PWLU)}
+
+
+def resnet_of(cfg, depth=50, kind="resnet", **activation):
+    set_detector(cfg, "retinanet", depth)
+    cfg.MODEL.BACKBONE.NAME = CONVERTED[kind]
+    for key, value in activation.items():
+        cfg.MODEL.ACTIVATION[key] = value
+    return build_backbone(cfg, ShapeSpec(channels=3))
+
+
+@pytest.fixture
+def scripted_losses_have_run(cfg):
+    """fvcore scripts the focal loss, and TorchScript's first run rounds otherwise than all later ones."""
+    cfg = cfg.clone()
+    set_detector(cfg, "retinanet")
+    losses_and_gradients(build(cfg))
+
+
+@pytest.mark.usefixtures("scripted_losses_have_run")
+@pytest.mark.parametrize("norm", ["BN", "GN", "FrozenBN"])
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
+def test_relu_equals_the_stock_detector_bit_for_bit(cfg, kind, depth, norm):
+    set_detector(cfg, kind, depth, norm)
+    converted = build(cfg)
+    cfg.MODEL.BACKBONE.NAME = STOCK["fpn" if kind == "mask_rcnn" else "retinanet"]
+    stock = build(cfg, seed=5)
+    stock.load_state_dict(converted.state_dict())  # strict: relu adds no key
+
+    for ours, theirs in zip(losses_and_gradients(converted), losses_and_gradients(stock)):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            same = ours[name] is value is None or torch.equal(ours[name], value)
+            assert same, f"{name} differs"
+
+    converted.eval(), stock.eval()
+    with torch.no_grad():
+        images = torch.randn(1, 3, 64, 64)
+        ours, theirs = converted.backbone(images), stock.backbone(images)
+        for name in theirs:
+            assert torch.equal(ours[name], theirs[name])
+        detections = [model(batch()) for model in (converted, stock)]
+    for a, b in zip(*detections):
+        assert torch.equal(a["instances"].scores, b["instances"].scores)
+        assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
+
+
+@pytest.mark.parametrize("depth", [34, 101])
+def test_relu_equals_the_stock_backbone_at_other_depths(cfg, depth):
+    converted = resnet_of(cfg, depth)
+    cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
+    stock = build_backbone(cfg, ShapeSpec(channels=3))
+    stock.load_state_dict(converted.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    for a, b in zip(converted(x).values(), stock(x).values()):
+        assert torch.equal(a, b)
+
+
+def test_pwlu_stands_at_every_site_and_only_adds_keys(cfg):
+    set_detector(cfg, "retinanet", 50)
+    relu_keys = set(build(cfg).state_dict())
+    cfg.MODEL.ACTIVATION.NAME = "pwlu"
+    model = build(cfg)
+    sites = {f"backbone.bottom_up.{site}" for site in SITES_OF_R50 | {"stem.act1"}}
+    sites.add("backbone.top_block.act")
+    assert pwlu_sites(model) == sites
+    added = set(model.state_dict()) - relu_keys
+    assert relu_keys <= set(model.state_dict())
+    assert {key.rsplit(".", 1)[0] for key in added} == sites
+    assert "backbone.bottom_up.res2.0.act1.points" in added
+
+
+def test_pwlu_has_the_channels_of_what_feeds_it(cfg):
+    model = resnet_of(cfg, NAME="pwlu")
+    sizes = {
+        name: module.points.shape[0] for name, module in model.named_modules() if isinstance(module, PWLU)
+    }
+    assert sizes["stem.act1"] == 64
+    assert [sizes[f"res2.0.act{i}"] for i in (1, 2, 3)] == [64, 64, 256]
+    assert [sizes[f"res5.2.act{i}"] for i in (1, 2, 3)] == [512, 512, 2048]
+
+
+def test_stages_and_positions_choose_the_sites(cfg):
+    model = resnet_of(cfg, NAME="pwlu", STAGES=["stem", "res3"], POSITIONS=["act1", "act3"])
+    assert pwlu_sites(model) == {"stem.act1"} | {f"res3.{b}.act{i}" for b in range(4) for i in (1, 3)}
+    assert isinstance(model.res3[0].act2, nn.ReLU)
+    model = resnet_of(cfg, depth=18, NAME="pwlu", STAGES=["stem", "res3"], POSITIONS=["act2"])
+    assert pwlu_sites(model) == {"res3.0.act2", "res3.1.act2"}
+    model = resnet_of(cfg, depth=18, kind="retinanet", NAME="pwlu", STAGES=["top"], POSITIONS=[])
+    assert pwlu_sites(model) == {"top_block.act"}
+
+
+def test_frozen_stages_keep_relu_or_get_frozen_activations(cfg):
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    kept = resnet_of(cfg, NAME="pwlu")
+    assert pwlu_sites(kept) == {site for site in SITES_OF_R50 if not site.startswith("res2")}
+    converted = resnet_of(cfg, NAME="pwlu", CONVERT_FROZEN=True)
+    frozen = {
+        name for name, m in converted.named_modules() if isinstance(m, PWLU) and not m.points.requires_grad
+    }
+    assert frozen == {"stem.act1"} | {site for site in SITES_OF_R50 if site.startswith("res2")}
+    assert all(not p.requires_grad for p in converted.stem.parameters())
+
+
+def test_p6_reaches_its_other_readers_unchanged(cfg):
+    for name in ("relu", "pwlu"):
+        model = resnet_of(cfg, depth=18, kind="retinanet", NAME=name)
+        features = model(torch.randn(1, 3, 64, 64))
+        assert (features["p6"] < 0).any()
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deformable_blocks_are_converted(cfg, monkeypatch, modulated):
+    """With a stand-in: the deformable convolution itself needs detectron2's compiled part."""
+
+    class StandIn(nn.Conv2d):
+        def __init__(self, *args, deformable_groups, norm, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.norm = norm
+
+        def forward(self, x, offset, mask=None):
+            out = super().forward(x) + offset.mean(1, keepdim=True)
+            return self.norm(out if mask is None else out * mask.mean(1, keepdim=True))
+
+    monkeypatch.setattr(resnet, "ModulatedDeformConv" if modulated else "DeformConv", StandIn)
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, True, True]
+    cfg.MODEL.RESNETS.DEFORM_MODULATED = modulated
+    relu = resnet_of(cfg)
+    cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
+    stock = build_backbone(cfg, ShapeSpec(channels=3))
+    for block in (*stock.res4, *stock.res5):
+        nn.init.normal_(block.conv2_offset.weight, std=0.01)  # zero at the start, which would hide a swap
+    relu.load_state_dict(stock.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    for a, b in zip(relu(x).values(), stock(x).values()):
+        assert torch.equal(a, b)
+    assert pwlu_sites(resnet_of(cfg, NAME="pwlu")) == SITES_OF_R50 | {"stem.act1"}
+
+
+def test_unknown_block_type_is_an_error(cfg):
+    class OwnBlock(BottleneckBlock):
+        pass
+
+    set_detector(cfg, "retinanet", 50)
+    cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
+    model = build_backbone(cfg, ShapeSpec(channels=3))
+    model.res2[1] = OwnBlock(256, 256, bottleneck_channels=64)
+    with pytest.raises(ValueError, match=r"res2: it holds a OwnBlock.*BottleneckBlock.*STAGES"):
+        convert_activations(model, lambda _: nn.ReLU(), ["res2"], ["act1"])
+    with pytest.raises(ValueError, match="only of a ResNet"):
+        convert_activations(nn.Sequential(), lambda _: nn.ReLU(), ["res2"], ["act1"])

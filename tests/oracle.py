@@ -1,0 +1,126 @@
+"""PWLU in NumPy float64 as Zhou et al. 2021 write it: equations 1-4, Table 1, equations 5 and 6.
+
+It takes the paper's road and not the package's: a derivative for each element, then the chain rule. The
+paper treats one function; here there are P of them, and ``x`` is the ``[P, n]`` of what each one is applied
+to (:func:`per_function` makes it). ``Y_P`` is ``[P, N+1]``, the other parameters are ``[P]``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+MIN_WIDTH = 1e-4
+"""Not in the paper: bounds that are closer, or have crossed, count as this far apart."""
+
+
+class Derivatives(NamedTuple):
+    """A column of Table 1 each: ``[P, n]``, and ``[P, N+1, n]`` for ``Y_P``."""
+
+    x: np.ndarray
+    Y_P: np.ndarray
+    B_L: np.ndarray
+    B_R: np.ndarray
+    K_L: np.ndarray
+    K_R: np.ndarray
+
+
+def per_function(x: np.ndarray, num_functions: int) -> np.ndarray:
+    """``[B, C, *]`` to ``[P, n]``: P is C (channel-wise), or 1 (layer-wise)."""
+    x = np.moveaxis(np.asarray(x, np.float64), 1, 0)
+    return x.reshape(num_functions, x.size // num_functions)
+
+
+def from_function(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of :func:`per_function`."""
+    return np.moveaxis(values.reshape(shape[1], shape[0], *shape[2:]), 0, 1)
+
+
+def forward(x, Y_P, B_L, B_R, K_L, K_R) -> np.ndarray:
+    """Equation 1."""
+    B_L, B_R, K_L, K_R = _columns(B_L, B_R, K_L, K_R)
+    idx, _, B_idx, K_idx, x_inside = _interval(x, Y_P, B_L, B_R)
+    return np.select(
+        [x < B_L, x >= B_R],
+        [_line(x, B_L, K_L, Y_P[:, :1]), _line(x, B_R, K_R, Y_P[:, -1:])],
+        (x_inside - B_idx) * K_idx + np.take_along_axis(Y_P, idx, 1),
+    )
+
+
+def table_1(x, Y_P, B_L, B_R, K_L, K_R) -> Derivatives:
+    """Table 1, row by row: the derivatives of each output by its own input and by the parameters."""
+    B_L, B_R, K_L, K_R = _columns(B_L, B_R, K_L, K_R)
+    idx, d, B_idx, K_idx, x_inside = _interval(x, Y_P, B_L, B_R)
+    left, right = x < B_L, x >= B_R
+
+    def row(at_left, inside, at_right):
+        return np.select([left, right], [at_left + 0 * x_inside, at_right + 0 * x_inside], inside)
+
+    by_points = np.zeros((*Y_P.shape, x.shape[1]))
+    by_idx = row(0, (B_idx + d - x_inside) / d, 0)
+    by_next = row(0, (x_inside - B_idx) / d, 0)
+    for function in range(x.shape[0]):
+        element = np.arange(x.shape[1])
+        by_points[function, idx[function], element] += by_idx[function]
+        by_points[function, idx[function] + 1, element] += by_next[function]
+    by_points[:, 0] += row(1, 0, 0)
+    by_points[:, -1] += row(0, 0, 1)
+    return Derivatives(
+        x=row(K_L, K_idx, K_R),
+        Y_P=by_points,
+        B_L=row(-K_L, K_idx * (x_inside - B_R) / (B_R - B_L), 0),
+        B_R=row(0, K_idx * (B_L - x_inside) / (B_R - B_L), -K_R),
+        K_L=row(x - B_L, 0, 0),
+        K_R=row(0, 0, x - B_R),
+    )
+
+
+def running(batches: list[np.ndarray], num_functions: int, momentum: float = 0.9) -> tuple:
+    """Equation 5 over ``[B, C, *]`` batches, the first of which gives the starting values."""
+    mu = sigma = None
+    for batch in batches:
+        x = per_function(batch, num_functions)
+        mean = x.sum(1) / x.shape[1]
+        std = np.sqrt(((x - mean[:, None]) ** 2).sum(1) / x.shape[1])
+        if mu is None:
+            mu, sigma = mean, std
+        mu = mu * momentum + mean * (1 - momentum)
+        sigma = sigma * momentum + std * (1 - momentum)
+    return mu, sigma
+
+
+def realigned(mu: np.ndarray, sigma: np.ndarray, N: int, num_sigma: float = 3) -> dict[str, np.ndarray]:
+    """Equation 6."""
+    B_L, B_R = mu - num_sigma * sigma, mu + num_sigma * sigma
+    B_idx = np.stack([B_L + idx * (B_R - B_L) / N for idx in range(N + 1)], axis=1)
+    return {
+        "points": np.maximum(B_idx, 0),
+        "left_bound": B_L,
+        "right_bound": B_R,
+        "left_slope": np.zeros_like(mu),
+        "right_slope": np.ones_like(mu),
+    }
+
+
+def _columns(B_L, B_R, K_L, K_R):
+    """``[P, 1]`` of each, with the bounds at least ``MIN_WIDTH`` apart."""
+    B_R = np.maximum(B_R, B_L + MIN_WIDTH)
+    return B_L[:, None], B_R[:, None], K_L[:, None], K_R[:, None]
+
+
+def _interval(x, Y_P, B_L, B_R):
+    """Equations 2-4, and ``x`` itself; where ``x`` is outside all are those of ``B_L``, and not used."""
+    N = Y_P.shape[1] - 1
+    x = np.where((x >= B_L) & (x < B_R), x, B_L)
+    d = (B_R - B_L) / N
+    # x < B_R is in the last interval, though the quotient may round up to N.
+    idx = np.minimum(np.floor((x - B_L) / d).astype(int), N - 1)
+    B_idx = B_L + idx * d
+    K_idx = (np.take_along_axis(Y_P, idx + 1, 1) - np.take_along_axis(Y_P, idx, 1)) / d
+    return idx, d, B_idx, K_idx, x
+
+
+def _line(x, B, K, Y):
+    """The line outside the bounds; level where the slope is 0, however far out ``x`` is."""
+    return np.where(K == 0, Y, (np.where(K == 0, B, x) - B) * K + Y)
