@@ -21,8 +21,8 @@ class TwoPhaseHook(HookBase):
     """Phase I up to iteration T' - 1, the realignment before the first forward of T', then phase II.
 
     In phase I each training forward of the model pools the statistics of the batch over all processes, in
-    one all-reduce, and the optimiser is kept from the PWLU parameters: their gradients (zeros) are taken
-    away before it steps, so that neither weight decay nor momentum touches them.
+    one all-reduce, and the PWLU parameters are kept from the optimiser: while it steps they have no gradient
+    and are in none of its groups, so that neither weight decay nor momentum nor clipping touches them.
 
     All state lives in the modules' buffers, where every checkpoint has it. Sites that are in phase II from
     the start (loaded from ``MODEL.WEIGHTS``, or built without ``REALIGN``) are left alone, and so are
@@ -36,6 +36,7 @@ class TwoPhaseHook(HookBase):
         self.phase1_iters = phase1_iters
         self._sites: list[PWLU] = []
         self._handles: list = []
+        self._whole_groups: list[list[nn.Parameter]] = []
 
     def before_train(self) -> None:
         model = self.trainer.model
@@ -50,7 +51,8 @@ class TwoPhaseHook(HookBase):
         )
         self._handles = [
             model.register_forward_hook(lambda *_: self._pool_statistics()),
-            self.trainer.optimizer.register_step_pre_hook(lambda *_: self._hide_gradients()),
+            self.trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: self._hold_back(optimizer)),
+            self.trainer.optimizer.register_step_post_hook(lambda optimizer, *_: self._give_back(optimizer)),
         ]
 
     def before_step(self) -> None:
@@ -65,6 +67,7 @@ class TwoPhaseHook(HookBase):
     def after_train(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self._give_back(self.trainer.optimizer)  # a step that raised has not
         for site in self._sites:
             site.defers_update = False
 
@@ -79,11 +82,21 @@ class TwoPhaseHook(HookBase):
             site.update_statistics(*_unpack(sums))
             site.batch_moments = None
 
-    def _hide_gradients(self) -> None:
-        for site in self._sites:
-            if site.collecting:
-                for parameter in site.parameters():
-                    parameter.grad = None
+    def _hold_back(self, optimizer: torch.optim.Optimizer) -> None:
+        held = {p for site in self._sites if site.collecting for p in site.parameters()}
+        if not held or self._whole_groups:  # detectron2's clipping steps once more from within
+            return
+        for parameter in held:
+            parameter.grad = None
+        # Clipping by value fails for a parameter without a gradient, so it must not find them at all.
+        self._whole_groups = [group["params"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if p not in held]
+
+    def _give_back(self, optimizer: torch.optim.Optimizer) -> None:
+        for group, parameters in zip(optimizer.param_groups, self._whole_groups):
+            group["params"] = parameters
+        self._whole_groups = []
 
 
 def trainable_sites(model: nn.Module) -> list[PWLU]:

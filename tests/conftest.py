@@ -1,7 +1,15 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from coco import write_coco
 from detectron2.config import get_cfg
 
 import pwlu_det
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -13,3 +21,26 @@ def cfg():
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     return cfg
+
+
+@pytest.fixture(scope="session")
+def coco_root(tmp_path_factory):
+    """A folder for the environment variable DETECTRON2_DATASETS."""
+    root = tmp_path_factory.mktemp("datasets")
+    write_coco(root)
+    return root
+
+
+@pytest.fixture
+def run_tool(coco_root):
+    """Run a Python script in a process of its own; gives what it printed. Fails the test if it fails."""
+
+    def run(script, *arguments, code=0):
+        environment = {**os.environ, "DETECTRON2_DATASETS": str(coco_root)}
+        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        output = done.stdout + done.stderr
+        assert done.returncode == code, output[-4000:]
+        return output
+
+    return run

@@ -55,7 +55,7 @@ def table_1(x, Y_P, B_L, B_R, K_L, K_R) -> Derivatives:
     left, right = x < B_L, x >= B_R
 
     def row(at_left, inside, at_right):
-        return np.select([left, right], [at_left + 0 * x_inside, at_right + 0 * x_inside], inside)
+        return np.select([left, right], [at_left, at_right], inside)
 
     by_points = np.zeros((*Y_P.shape, x.shape[1]))
     by_idx = row(0, (B_idx + d - x_inside) / d, 0)

@@ -33,9 +33,9 @@ def invoke_main() -> None:
         cfg = load_config(args.config_file, args.opts)
         cfg.freeze()
         check_config(cfg, args.num_gpus * args.num_machines)
-        check_files(cfg, resume=args.resume, training=not args.eval_only)
         if not args.eval_only:
             check_training(cfg)
+        check_files(cfg, resume=args.resume, training=not args.eval_only)
         launch(
             main,
             args.num_gpus,
