@@ -31,16 +31,17 @@ def coco_root(tmp_path_factory):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_tool(coco_root):
     """Run a Python script in a process of its own; gives what it printed. Fails the test if it fails."""
 
     def run(script, *arguments, code=0):
         environment = {**os.environ, "DETECTRON2_DATASETS": str(coco_root)}
         command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        output = done.stdout + done.stderr
-        assert done.returncode == code, output[-4000:]
-        return output
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert done.returncode == code, done.stdout[-4000:]
+        return done.stdout
 
     return run

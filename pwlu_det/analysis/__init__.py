@@ -1,0 +1,1 @@
+"""What training has made of the activations."""

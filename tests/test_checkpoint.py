@@ -1,0 +1,76 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from detectors import STOCK
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+
+from pwlu_det.checkpoint import Checkpointer
+
+
+def msra_name(key: str) -> str:
+    """Name of a stock ResNet's tensor in detectron2's MSRA .pkl files."""
+    stage, *rest = key.split(".")
+    suffix = {"conv": "_w", "norm.weight": "_bn_s", "norm.bias": "_bn_b"}
+    kind = suffix[".".join(rest[-2:])] if "norm" in rest else suffix["conv"]
+    if stage == "stem":
+        return "conv1_w" if kind == "_w" else f"res_conv1{kind}"
+    branch = {"shortcut": "branch1", "conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c"}[rest[1]]
+    return f"{stage}_{rest[0]}_{branch}{kind}"
+
+
+@pytest.mark.parametrize("activation", ["relu", "pwlu"])
+def test_a_stock_resnet_50_in_msra_layout_loads(cfg, tmp_path, activation):
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
+    stock = build_backbone(cfg, ShapeSpec(channels=3))
+    arrays = {"fc1000_w": np.zeros((1000, 2048), np.float32), "fc1000_b": np.zeros(1000, np.float32)}
+    for key, value in stock.state_dict().items():
+        if "running" not in key:  # in these files a norm is a scale and a shift
+            value += 0.01 * torch.randn_like(value)
+            arrays[msra_name(key)] = value.numpy().copy()
+    file = tmp_path / "R-50.pkl"
+    file.write_bytes(pickle.dumps(arrays, protocol=2))
+
+    cfg.MODEL.ACTIVATION.NAME = activation
+    cfg.MODEL.BACKBONE.NAME = "build_act_resnet_backbone"
+    converted = build_backbone(cfg, ShapeSpec(channels=3))
+    checkpointer = Checkpointer(converted)
+    checkpointer.load(str(file))
+    loaded = converted.state_dict()
+    for key, value in stock.state_dict().items():
+        if "running" not in key:
+            assert torch.equal(loaded[key], value), key
+    activations = {key for key in loaded if ".act" in key}
+    assert activations <= set(checkpointer.incompatible.missing_keys)
+    assert all("norm.running" in k for k in set(checkpointer.incompatible.missing_keys) - activations)
+    if activation == "relu":
+        x = torch.randn(1, 3, 64, 64)
+        for a, b in zip(converted(x).values(), stock(x).values()):
+            # FrozenBN takes a variance of 1 where the file has none, and 1 - 1e-5 where it is built
+            assert (a - b).abs().max() < 1e-3 * b.abs().max()
+
+
+class Harmful:
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
+
+
+@pytest.mark.parametrize("name", ["weights.pkl", "weights.pth"])
+def test_a_file_that_would_run_code_is_refused(cfg, tmp_path, name):
+    mark = tmp_path / "ran"
+    content = {"stem.conv1.weight": Harmful(mark)}
+    if name.endswith("pkl"):
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(pickle.UnpicklingError, match="mkdir"):
+        Checkpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / name))
+    assert not mark.exists()
