@@ -169,7 +169,8 @@ class PWLU(nn.Module):
         self.right_bound.copy_(right_bound)
         self.left_slope.fill_(0.0)
         self.right_slope.fill_(1.0)
-        fraction = torch.linspace(0, 1, self.num_intervals + 1, device=self.points.device)
+        like = {"dtype": self.points.dtype, "device": self.points.device}
+        fraction = torch.linspace(0, 1, self.num_intervals + 1, **like)
         self.points.copy_(torch.lerp(self.left_bound[:, None], self.right_bound[:, None], fraction).relu())
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):

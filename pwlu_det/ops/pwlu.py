@@ -47,7 +47,7 @@ def pwlu(
         outer slope; where that is 0 it gives the end point's value.
 
     Raises:
-        ValueError: the shapes or dtypes do not fit each other.
+        ValueError: the shapes do not fit each other, or ``x`` is not of these dtypes.
     """
     _check_arguments(x, points, left_bound, right_bound, left_slope, right_slope)
     return torch.ops.pwlu_det.pwlu(x, points, left_bound, right_bound, left_slope, right_slope)

@@ -122,9 +122,10 @@ def _locate(x: Tensor, left_bound: Tensor, right_bound: Tensor, num_intervals: i
     right_end = torch.maximum(right_bound, left_bound + MIN_WIDTH)
     from_left = x - _per_channel(left_bound, x)
     u = from_left / _per_channel(length, x)
-    # NaN goes to the last bin, where it meets no table look-up but its own coordinate.
-    k = u.floor().clamp(-1, num_intervals).nan_to_num(nan=num_intervals)
-    outside = torch.where(k < 0, from_left, x - _per_channel(right_end, x))
+    from_right = x - _per_channel(right_end, x)
+    # x >= B_R is decided by itself, as u may round to below N there. NaN goes to the last bin, too.
+    k = torch.where(from_right < 0, u.floor().clamp(-1, num_intervals - 1), num_intervals)
+    outside = torch.where(k < 0, from_left, from_right)
     coordinate = torch.where((k >= 0) & (k < num_intervals), u - k, outside)
     first_column = torch.arange(left_bound.numel(), device=x.device) * (num_intervals + 2)
     return k.long() + 1 + _per_channel(first_column, x), coordinate
