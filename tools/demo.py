@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,9 @@ def main() -> None:
     run("train_net.py", "--config-file", CONFIG, "OUTPUT_DIR", output, *args.opts)
     run("export_backbone.py", "--config-file", CONFIG, "--weights", model, "--output", backbone)
 
-    train = f"{sys.executable} {TOOLS / 'train_net.py'} --config-file"
-    relu, mask_rcnn = str(CONFIG).replace("pwlu", "relu"), str(CONFIG).replace("retinanet", "mask_rcnn")
+    config = os.path.relpath(CONFIG)
+    train = f"{os.path.relpath(sys.executable)} {os.path.relpath(TOOLS / 'train_net.py')} --config-file"
+    relu, mask_rcnn = config.replace("pwlu", "relu"), config.replace("retinanet", "mask_rcnn")
     print(
         f"""
 Trained model:     {model}
@@ -33,8 +35,8 @@ Exported backbone: {backbone}
 Log and curves:    {output / "log.txt"} and {output / "metrics.json"}
 
 Try next:
-  {train} {CONFIG} --eval-only MODEL.WEIGHTS {model}
-  {train} {CONFIG} MODEL.WEIGHTS {backbone} OUTPUT_DIR output/from_backbone
+  {train} {config} --eval-only MODEL.WEIGHTS {model}
+  {train} {config} MODEL.WEIGHTS {backbone} OUTPUT_DIR output/from_backbone
   {train} {relu} OUTPUT_DIR output/relu
   {train} {mask_rcnn} OUTPUT_DIR output/mask_rcnn
 """
