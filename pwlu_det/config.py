@@ -180,13 +180,11 @@ def check_phase1_iters(phase1_iters: int, key: str, max_iter: int) -> None:
     Raises:
         ConfigError: T' >= MAX_ITER.
     """
-    _check(
-        phase1_iters < max_iter,
-        key,
-        f"T' = {phase1_iters}",
-        f"less than SOLVER.MAX_ITER = {max_iter} iterations, or the PWLUs would never learn "
-        "(MODEL.ACTIVATION.PWLU.PHASE1_ITERS sets T' in iterations)",
-    )
+    if phase1_iters >= max_iter:
+        raise ConfigError(
+            f"{key}: phase I would last {phase1_iters} iterations; it must be less than SOLVER.MAX_ITER = "
+            f"{max_iter}, or the PWLUs would never learn (MODEL.ACTIVATION.PWLU.PHASE1_ITERS sets it)"
+        )
 
 
 def _check_pwlu(node) -> None:

@@ -67,7 +67,7 @@ def test_phase_1_in_epochs_is_rounded_down_to_iterations(cfg):
 def test_phase_1_must_end_before_the_training(cfg):
     cfg.MODEL.ACTIVATION.NAME = "pwlu"
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 10, 50
-    with pytest.raises(ConfigError, match=r"PHASE1_EPOCHS.*T' = 50.*less than SOLVER.MAX_ITER = 50"):
+    with pytest.raises(ConfigError, match=r"PHASE1_EPOCHS: .* 50 iterations.*less than SOLVER.MAX_ITER = 50"):
         build_phase_hook(cfg, Loader(100))
     assert build_phase_hook(cfg, Loader(99)).phase1_iters == 49
 
