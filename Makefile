@@ -16,11 +16,12 @@ OUTPUT ?= output/demo
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.pwlu_det
+KERNELS := $(wildcard pwlu_det/csrc/*.h pwlu_det/csrc/*/*)
 
 .PHONY: env demo test lint format clean
 env: $(STAMP)
 
-$(STAMP): requirements/env.txt requirements/detectron2.txt pyproject.toml setup.py
+$(STAMP): requirements/env.txt requirements/detectron2.txt pyproject.toml setup.py $(KERNELS)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --no-cache-dir $(TORCH)
 	$(PIP) install --no-cache-dir -r requirements/env.txt
@@ -54,4 +55,4 @@ format: env
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf output build *.egg-info
+	rm -rf output build *.egg-info pwlu_det/_C*

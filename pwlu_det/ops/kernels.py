@@ -1,0 +1,58 @@
+"""Loads the compiled kernels, which take the place of plain torch under the same op names."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+CHOICES = ("avx512", "avx2", "baseline", "none")
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def load() -> str:
+    """Register the kernels with torch; gives the reason where that cannot be done, else "".
+
+    The environment variable ``PWLU_DET_CPU_KERNELS`` names the most that may be used: avx512, avx2,
+    baseline, or none for plain torch.
+
+    Raises:
+        ValueError: the variable has another value.
+    """
+    chosen = os.environ.get("PWLU_DET_CPU_KERNELS", CHOICES[0])
+    if chosen not in CHOICES:
+        raise ValueError(f"PWLU_DET_CPU_KERNELS is {chosen!r}; it must be one of {', '.join(CHOICES)}")
+    if chosen == "none":
+        return "PWLU_DET_CPU_KERNELS is none"
+    reason = _load_library()
+    if reason:
+        warnings.warn(
+            f"pwlu_det: PWLU runs on plain torch, several times slower than its kernels: {reason}",
+            stacklevel=2,
+        )
+    return reason
+
+
+def _load_library() -> str:
+    failure = PACKAGE / "_C_failure.txt"
+    if failure.exists():
+        return failure.read_text().strip()
+    libraries = [*PACKAGE.glob("_C*.so"), *PACKAGE.glob("_C*.pyd")]
+    if not libraries:
+        return "the kernels are not built (they are by pip install --no-build-isolation, with a C++ compiler)"
+    try:
+        torch.ops.load_library(str(libraries[0]))
+    except OSError as error:  # built for another torch
+        return f"{libraries[0].name} cannot be loaded: {error}"
+    return ""
+
+
+FALLBACK_REASON = load()
+"""Why plain torch is used, or ""."""
+
+
+def kernels_in_use() -> str:
+    """Name of the CPU kernels: avx512, avx2 or baseline; "plain torch" where there are none."""
+    return "plain torch" if FALLBACK_REASON else torch.ops.pwlu_det.cpu_kernels()

@@ -1,0 +1,179 @@
+"""The compiled kernels: each passes the op's tests, and agrees with plain torch where those do not reach."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pwlu_det.ops import kernels, kernels_in_use, reference
+
+HERE = Path(__file__).parent
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+built = pytest.mark.skipif(bool(kernels.FALLBACK_REASON), reason=kernels.FALLBACK_REASON)
+
+
+def run_python(*arguments, **environment):
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+# The session's own run has tested the best that the processor has.
+@built
+@pytest.mark.parametrize("lesser", [k for k in ("avx2", "baseline", "none") if k != kernels_in_use()])
+def test_the_op_s_tests_pass_with_lesser_kernels(lesser):
+    code, output = run_python("-m", "pytest", HERE / "test_pwlu.py", PWLU_DET_CPU_KERNELS=lesser)
+    assert code == 0, output[-3000:]
+
+
+@built
+def test_environment_report_names_the_kernels_in_use():
+    for wanted, expected in (("none", "plain torch"), ("baseline", "baseline")):
+        code, output = run_python("-m", "pwlu_det.collect_env", PWLU_DET_CPU_KERNELS=wanted)
+        assert code == 0 and f"CPU kernels              {expected}" in output
+    code, output = run_python("-c", "import pwlu_det", PWLU_DET_CPU_KERNELS="fast")
+    assert code == 1 and "PWLU_DET_CPU_KERNELS is 'fast'; it must be one of avx512, avx2" in output
+
+
+def test_a_missing_or_broken_library_falls_back_with_a_warning(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "PACKAGE", tmp_path)
+    monkeypatch.delenv("PWLU_DET_CPU_KERNELS", raising=False)
+    with pytest.warns(UserWarning, match="runs on plain torch.*are not built"):
+        assert "not built" in kernels.load()
+    (tmp_path / "_C.so").write_bytes(b"not a library")
+    with pytest.warns(UserWarning, match=r"plain torch.*_C.so cannot be loaded"):
+        kernels.load()
+    (tmp_path / "_C_failure.txt").write_text("the build failed: no compiler\n")
+    with pytest.warns(UserWarning, match="plain torch.*no compiler"):
+        assert kernels.load() == "the build failed: no compiler"
+
+
+def make_case(shape, num_functions, num_intervals, dtype, channels_last=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*size):
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    left = randn(num_functions) - 2
+    right = left + randn(num_functions).abs() * 4 + 0.5
+    points = randn(num_functions, num_intervals + 1)
+    own = torch.float64 if dtype == torch.float64 else torch.float32
+    parameters = [p.to(own) for p in (points, left, right, randn(num_functions), randn(num_functions))]
+    x, grad = (randn(*shape).mul(3).to(dtype) for _ in range(2))
+    if channels_last:
+        x, grad = (t.to(memory_format=torch.channels_last) for t in (x, grad))
+    return x, grad, parameters
+
+
+def assert_agree(x, grad, parameters):
+    """Up to rounding, and up to the few x so near a knot that they round to its other side."""
+    points = parameters[0]
+    num_intervals = points.shape[1] - 1
+    compute = points.dtype
+    unit = torch.finfo(compute).eps
+    # u is known to some N units, and a bin's rise is up to twice the largest point.
+    scale = points.abs().max().double() * (8 + 4 * num_intervals)
+    y, expected = torch.ops.pwlu_det.pwlu(x, *parameters), reference.pwlu(x, *parameters)
+    assert y.stride() == x.stride()
+    difference = (y.double() - expected.double()).abs()
+    assert (
+        difference <= unit * scale + (4 * unit + torch.finfo(x.dtype).eps) * expected.double().abs()
+    ).all()
+
+    gradients = torch.ops.pwlu_det.pwlu_backward(grad, x, *parameters)
+    expected = reference.pwlu_backward(grad, x, *parameters)
+    far = (gradients[0].double() - expected[0].double()).abs() > 2 * torch.finfo(x.dtype).eps * (
+        expected[0].double().abs() + grad.double().abs()
+    )
+    assert far.double().mean() <= 1e-4 * num_intervals
+    total = grad.double().abs().sum()
+    steepest = expected[0].double().abs().max() / grad.double().abs().max().clamp(min=1e-30)
+    for actual, wanted in zip(gradients[1:], expected[1:]):
+        bound = 1e-5 * total * (1 + steepest + x.double().abs().max())
+        assert ((actual.double() - wanted.double()).abs() <= bound).all()
+
+
+@built
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 40),
+    height=st.integers(1, 9),
+    width=st.integers(1, 40),
+    num_intervals=st.sampled_from([1, 2, 6, 7, 8, 14, 15, 16, 17, 22, 23, 24, 25, 30, 33, 64, 200]),
+    dtype=st.sampled_from(DTYPES),
+    channels_last=st.booleans(),
+    layer_wise=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_kernels_agree_with_plain_torch(
+    batch, channels, height, width, num_intervals, dtype, channels_last, layer_wise, seed
+):
+    shape = (batch, channels, height, width)
+    num_functions = 1 if layer_wise else channels
+    x, grad, parameters = make_case(shape, num_functions, num_intervals, dtype, channels_last, seed)
+    assert_agree(x, grad, parameters)
+    relu, *moments = torch.ops.pwlu_det.pwlu_phase1(x, *parameters)
+    expected, *expected_moments = reference.relu_moments(x, num_functions)
+    assert torch.equal(relu, expected) and relu.stride() == x.stride()
+    for actual, wanted in zip(moments, expected_moments):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+@built
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("layer_wise", [False, True])
+def test_results_do_not_depend_on_the_number_of_threads(channels_last, layer_wise):
+    x, grad, parameters = make_case(
+        (3, 40, 71, 53), 1 if layer_wise else 40, 16, torch.float32, channels_last
+    )
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            y = torch.ops.pwlu_det.pwlu(x, *parameters)
+            gradients = torch.ops.pwlu_det.pwlu_backward(grad, x, *parameters)
+            results.append([y, *gradients, *torch.ops.pwlu_det.pwlu_phase1(x, *parameters)])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+    assert_agree(x, grad, parameters)
+
+
+@built
+@pytest.mark.parametrize(
+    "x", [torch.arange(60.0).view(3, 20).T, torch.arange(240.0).view(2, 3, 5, 8)[:, :, 1::2, ::3]]
+)
+def test_other_strides(x):
+    _, grad, parameters = make_case(x.shape, x.shape[1], 16, torch.float32)
+    assert not x.is_contiguous()
+    expected = reference.pwlu(x, *parameters)
+    y = torch.ops.pwlu_det.pwlu(x, *parameters)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    assert y.stride() == torch.empty_like(x).stride()
+    grad_x = torch.ops.pwlu_det.pwlu_backward(grad, x, *parameters)[0]
+    torch.testing.assert_close(grad_x, reference.pwlu_backward(grad, x, *parameters)[0], rtol=1e-4, atol=1e-5)
+
+
+@built
+def test_float32_output_is_within_three_units_where_the_bin_is_the_same():
+    """Against float64, in units of the last place of the largest of y and the bin's two points."""
+    x, _, parameters = make_case((4, 64, 40, 40), 64, 16, torch.float32)
+    points, left, right, *_ = (p.double() for p in parameters)
+    u = (x.double() - left.view(-1, 1, 1)) / ((right - left) / 16).view(-1, 1, 1)
+    k = u.floor()
+    clear = (u - k > 1e-5) & (u - k < 1 - 1e-5) & (k >= 0) & (k < 16)
+    y, expected = torch.ops.pwlu_det.pwlu(x, *parameters).double(), reference.pwlu(x.double(), *parameters)
+    rows = points[None, :, None, None, :].expand(*x.shape, 17)
+    ends = torch.stack([rows.gather(-1, (k.clamp(0, 15).long() + i)[..., None])[..., 0] for i in (0, 1)])
+    largest = torch.maximum(expected.abs(), ends.abs().amax(0)).float()
+    unit = (torch.nextafter(largest, torch.tensor(float("inf"))) - largest).double()
+    assert ((y - expected).abs() / unit)[clear].max() <= 3
