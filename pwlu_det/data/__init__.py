@@ -1,5 +1,5 @@
 """Data sets that detectron2 knows by name once this package is imported."""
 
-from .digits import register_digits
+from pwlu_det.data.digits import register_digits
 
 register_digits()

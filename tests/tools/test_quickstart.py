@@ -125,6 +125,16 @@ def test_bottom_up_export_of_relu_loads_into_the_stock_resnet(demo, run_tool, tm
             assert torch.equal(a, b)
 
 
+def test_learned_activations_are_drawn(demo, run_tool, tmp_path):
+    folder, _ = demo
+    picture = tmp_path / "learned.png"
+    run_tool("tools/plot_activations.py", "--weights", folder / "backbone.pth", "--output", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    torch.save({"model": {"stem.conv1.weight": torch.zeros(1)}}, tmp_path / "relu.pth")
+    arguments = ("--weights", tmp_path / "relu.pth", "--output", tmp_path / "none.png")
+    assert "the file holds no PWLU" in run_tool("tools/plot_activations.py", *arguments, code=2)
+
+
 def test_export_refuses_weights_of_another_backbone(run_tool, tmp_path):
     torch.save({"model": {"head.weight": torch.zeros(1)}}, tmp_path / "w.pth")
     arguments = ("--weights", tmp_path / "w.pth", "--output", tmp_path / "b.pth")
