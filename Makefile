@@ -49,10 +49,12 @@ test: env
 lint: env
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(KERNELS)
 
 format: env
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+	$(VENV)/bin/clang-format -i $(KERNELS)
 
 clean:
 	rm -rf output build *.egg-info pwlu_det/_C*

@@ -6,9 +6,8 @@
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
 
-#include "vec_avx512.h"
-
 #include "rows.h"
+#include "vec_avx512.h"
 
 namespace pwlu {
 

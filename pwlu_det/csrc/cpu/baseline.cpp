@@ -1,7 +1,6 @@
 // For any processor.
-#include "vec_baseline.h"
-
 #include "rows.h"
+#include "vec_baseline.h"
 
 namespace pwlu {
 

@@ -1,7 +1,4 @@
-// The CPU side of the ops: layouts, threads, and the choice of kernels.
-//
-// Work is cut into items whose number and order depend on the shapes alone; each sums in its own place, and the
-// places are added up in order. So results do not depend on the number of threads, or on the run.
+// The CPU side of the ops: the choice of kernels, and what they are run on.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -16,14 +13,12 @@
 
 #include "convert.h"
 #include "kernels.h"
+#include "layout.h"
 
 namespace pwlu {
 namespace {
 
-using at::Tensor;
-
-constexpr int64_t kItemSize = 1 << 16;  // elements, about
-constexpr int kTileChannels = 16, kTileRows = 512;
+constexpr int kTileRows = 512;
 
 #ifdef PWLU_X86
 bool has_avx2() {
@@ -82,11 +77,16 @@ struct Dtype<double> {
 template <typename F>
 void with_dtype(const Tensor& x, const F& f) {
   switch (x.scalar_type()) {
-    case at::kFloat: return f(float{});
-    case at::kBFloat16: return f(BFloat16{});
-    case at::kHalf: return f(Half{});
-    case at::kDouble: return f(double{});
-    default: TORCH_CHECK(false, "pwlu: dtype ", x.scalar_type(), " is not supported");
+    case at::kFloat:
+      return f(float{});
+    case at::kBFloat16:
+      return f(BFloat16{});
+    case at::kHalf:
+      return f(Half{});
+    case at::kDouble:
+      return f(double{});
+    default:
+      TORCH_CHECK(false, "pwlu: dtype ", x.scalar_type(), " is not supported");
   }
 }
 
@@ -110,9 +110,12 @@ class Functions {
   int bins() const { return num_intervals + 2; }
   const Line<R>& line(int64_t c) const { return lines_[c]; }
   Parameters parameters(int64_t c) const {
-    return {kept_[0].data_ptr<double>() + c * (num_intervals + 1), kept_[1].data_ptr<double>()[c],
-            kept_[2].data_ptr<double>()[c], kept_[3].data_ptr<double>()[c],
-            kept_[4].data_ptr<double>()[c],  num_intervals};
+    return {kept_[0].data_ptr<double>() + c * (num_intervals + 1),
+            kept_[1].data_ptr<double>()[c],
+            kept_[2].data_ptr<double>()[c],
+            kept_[3].data_ptr<double>()[c],
+            kept_[4].data_ptr<double>()[c],
+            num_intervals};
   }
 
   const int64_t count;
@@ -123,77 +126,6 @@ class Functions {
   std::vector<R> tables_;
   std::vector<Line<R>> lines_;
 };
-
-// How a tensor [B, C, *] lies in memory, as seen by `functions` functions.
-struct Layout {
-  int64_t batch, channels, inner;  // [batch, channels, inner], or channels last: [batch, inner, channels]
-  bool channels_last;
-
-  int64_t numel() const { return batch * channels * inner; }
-};
-
-// The memory format that the kernels work in: that of x where it is dense, else contiguous.
-at::MemoryFormat format_of(const Tensor& x) {
-  if (x.is_contiguous()) return at::MemoryFormat::Contiguous;
-  if (x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast)) return at::MemoryFormat::ChannelsLast;
-  if (x.dim() == 5 && x.is_contiguous(at::MemoryFormat::ChannelsLast3d)) return at::MemoryFormat::ChannelsLast3d;
-  return at::MemoryFormat::Contiguous;
-}
-
-Layout layout_of(const Tensor& x, int64_t functions, at::MemoryFormat format) {
-  if (functions == 1 || x.numel() == 0) return {1, 1, x.numel(), false};  // one row
-  const int64_t inner = x.numel() / (x.size(0) * x.size(1));
-  return {x.size(0), x.size(1), inner, inner == 1 || format != at::MemoryFormat::Contiguous};
-}
-
-// An item's share of the elements: rows [begin, end) of one channel's batch, or of all pixels of a block of
-// channels; or, of a single row, a range of its elements.
-struct Item {
-  int64_t channel, num_channels, begin, end;
-};
-
-std::vector<Item> make_items(const Layout& layout) {
-  std::vector<Item> items;
-  const auto cut = [&](int64_t channel, int64_t num_channels, int64_t size, int64_t step) {
-    for (int64_t begin = 0; begin < size; begin += step) {
-      items.push_back({channel, num_channels, begin, std::min(size, begin + step)});
-    }
-  };
-  if (layout.channels_last) {
-    for (int64_t c = 0; c < layout.channels; c += kTileChannels) {
-      const int64_t num_channels = std::min<int64_t>(kTileChannels, layout.channels - c);
-      cut(c, num_channels, layout.batch * layout.inner, kItemSize / kTileChannels);
-    }
-  } else if (layout.batch == 1) {
-    for (int64_t c = 0; c < layout.channels; ++c) cut(c, 1, layout.inner, kItemSize);
-  } else {
-    const int64_t planes = std::max<int64_t>(1, kItemSize / std::max<int64_t>(1, layout.inner));
-    for (int64_t c = 0; c < layout.channels; ++c) cut(c, 1, layout.batch, planes);
-  }
-  return items;
-}
-
-// Calls run(item) for all items, on all threads where there is enough to do.
-template <typename F>
-void for_items(const std::vector<Item>& items, int64_t numel, const F& run) {
-  if (numel < 1 << 15) {
-    for (size_t i = 0; i < items.size(); ++i) run(i);
-    return;
-  }
-  const int64_t grain = std::max<int64_t>(1, int64_t(items.size()) * (1 << 14) / numel);
-  at::parallel_for(0, items.size(), grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) run(i);
-  });
-}
-
-// Calls row(offset, n) for each stretch of memory that belongs to an item of one channel.
-template <typename F>
-void for_rows(const Layout& layout, const Item& item, const F& row) {
-  if (layout.batch == 1) return row(item.channel * layout.inner + item.begin, item.end - item.begin);
-  for (int64_t b = item.begin; b < item.end; ++b) {
-    row((b * layout.channels + item.channel) * layout.inner, layout.inner);
-  }
-}
 
 // A block of channels_last memory, [rows, channels] of T, and copies of it in which each channel is a row.
 template <typename T>
@@ -259,8 +191,8 @@ void forward_item(const Layout& layout, const Item& item, const Functions<R>& fu
 
 // `moments` gives those of a channel within the item.
 template <typename T, typename R, typename F>
-void backward_item(const Layout& layout, const Item& item, const Functions<R>& functions, const T* grad,
-                   const T* x, T* grad_x, const F& moments) {
+void backward_item(const Layout& layout, const Item& item, const Functions<R>& functions, const T* grad, const T* x,
+                   T* grad_x, const F& moments) {
   if constexpr (std::is_same_v<R, double>) {
     for_rows_f64(layout, item, [&](int c, int64_t at, int64_t n) {
       const auto& line = functions.line(item.channel + c);
@@ -304,9 +236,8 @@ void relu_item(const Layout& layout, const Item& item, const double* shift, cons
       tiles.scatter(x_rows.elements, rows, y + at);
     });
   } else {
-    for_rows(layout, item, [&](int64_t at, int64_t n) {
-      add(0, Dtype<T>::rows().relu_sums(x + at, y + at, n, shift[0]));
-    });
+    for_rows(layout, item,
+             [&](int64_t at, int64_t n) { add(0, Dtype<T>::rows().relu_sums(x + at, y + at, n, shift[0])); });
   }
 }
 
@@ -375,8 +306,12 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
   const auto other = [&](int64_t i, const Tensor& like) {
     return grad_others.select(1, i).to(like.scalar_type(), /*non_blocking=*/false, /*copy=*/true).contiguous();
   };
-  return {with_layout_of(x, dense, grad_x), grad_points.to(points.scalar_type()), other(0, left_bound),
-          other(1, right_bound), other(2, left_slope), other(3, right_slope)};
+  return {with_layout_of(x, dense, grad_x),
+          grad_points.to(points.scalar_type()),
+          other(0, left_bound),
+          other(1, right_bound),
+          other(2, left_slope),
+          other(3, right_slope)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cpu(const Tensor& x, const Tensor& points, const Tensor&,
@@ -400,7 +335,8 @@ std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cpu(const Tensor& x, const Tensor
       }
     }
     for_items(items, layout.numel(), [&](int64_t i) {
-      relu_item(layout, items[i], shift.data(), from, to, [&](int c, RowSums row) { parts[i * per_item + c] += row; });
+      relu_item(layout, items[i], shift.data(), from, to,
+                [&](int c, RowSums row) { parts[i * per_item + c] += row; });
     });
   });
   for (size_t i = 0; i < items.size(); ++i) {

@@ -196,8 +196,8 @@ inline void forward_row_f64(const double* x, double* y, int64_t n, const Line<do
   }
 }
 
-inline void backward_row_f64(const double* grad, const double* x, double* grad_x, int64_t n,
-                             const Line<double>& line, Moments moments) {
+inline void backward_row_f64(const double* grad, const double* x, double* grad_x, int64_t n, const Line<double>& line,
+                             Moments moments) {
   for (int64_t i = 0; i < n; ++i) {
     const double k = pwlu::bin_of(x[i], line.left, line.scale, line.last);
     const int column = int(k) + 1;

@@ -1,9 +1,8 @@
 // The row kernels with AVX2, and tiles transposed in registers.
 #pragma once
 
-#include "vec_avx2.h"
-
 #include "rows.h"
+#include "vec_avx2.h"
 
 namespace {
 
@@ -30,8 +29,7 @@ constexpr int kRowsAhead = 32;
 
 // Both go by blocks of 8 by 8, and element by element over what is left at the edges.
 template <typename T>
-void gather_transposing(const T* from, int64_t row_stride, int rows, int channels, float* scratch,
-                        int tile_rows) {
+void gather_transposing(const T* from, int64_t row_stride, int rows, int channels, float* scratch, int tile_rows) {
   const int whole_rows = rows & ~7, whole_channels = channels & ~7;
   for (int r = 0; r < whole_rows; r += 8) {
     for (int i = 0; i < 8; ++i) __builtin_prefetch(from + (r + kRowsAhead + i) * row_stride);
@@ -49,8 +47,7 @@ void gather_transposing(const T* from, int64_t row_stride, int rows, int channel
 }
 
 template <typename T>
-void scatter_transposing(const float* scratch, int tile_rows, int rows, int channels, T* to,
-                         int64_t row_stride) {
+void scatter_transposing(const float* scratch, int tile_rows, int rows, int channels, T* to, int64_t row_stride) {
   const int whole_rows = rows & ~7, whole_channels = channels & ~7;
   for (int r = 0; r < whole_rows; r += 8) {
     for (int i = 0; i < 8; ++i) __builtin_prefetch(to + (r + kRowsAhead + i) * row_stride, 1);

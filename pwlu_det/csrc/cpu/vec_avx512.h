@@ -22,9 +22,7 @@ struct Vec {
     return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
   }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
-  void store(pwlu::Half* p) const {
-    _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
-  }
+  void store(pwlu::Half* p) const { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
   void store(pwlu::BFloat16* p) const {  // to the nearest, ties to even; NaN stays NaN
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

@@ -25,8 +25,8 @@ struct Vec {
   }
 };
 
-#define PWLU_LANES(expression)                           \
-  Vec r;                                                 \
+#define PWLU_LANES(expression)                              \
+  Vec r;                                                    \
   for (int i = 0; i < Vec::kSize; ++i) r.v[i] = expression; \
   return r
 
@@ -38,9 +38,7 @@ inline Vec max(Vec a, Vec b) { PWLU_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); } 
 inline Vec min(Vec a, Vec b) { PWLU_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 // max(a, 0) that keeps NaN
 inline Vec relu(Vec a) { PWLU_LANES(a.v[i] < 0 ? 0 : a.v[i]); }
-inline Vec where_negative(Vec condition, Vec a, Vec b) {
-  PWLU_LANES(std::signbit(condition.v[i]) ? a.v[i] : b.v[i]);
-}
+inline Vec where_negative(Vec condition, Vec a, Vec b) { PWLU_LANES(std::signbit(condition.v[i]) ? a.v[i] : b.v[i]); }
 inline bool any_nan(Vec a) {
   bool any = false;
   for (float f : a.v) any |= f != f;
