@@ -43,8 +43,9 @@ endif
 demo: env
 	$(RUN) tools/demo.py --output $(OUTPUT)
 
+# Two processes of one thread each: most of a test's time goes into starting the commands that it runs.
 test: env
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 lint: env
 	$(RUN) -m ruff check .
