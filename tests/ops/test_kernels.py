@@ -1,6 +1,7 @@
 """The compiled kernels: each passes the op's tests, and agrees with plain torch where those do not reach."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,11 @@ def run_python(*arguments, **environment):
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++ to build the kernels with")
+def test_kernels_are_built_where_there_is_a_compiler():
+    assert kernels.FALLBACK_REASON in ("", "PWLU_DET_CPU_KERNELS is none")
 
 
 # The session's own run has tested the best that the processor has.

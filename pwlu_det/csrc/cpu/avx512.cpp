@@ -6,8 +6,9 @@
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
 
-#include "rows.h"
 #include "vec_avx512.h"
+
+#include "rows.h"  // over those vectors
 
 namespace pwlu {
 

@@ -1,6 +1,7 @@
 // For any processor.
-#include "rows.h"
 #include "vec_baseline.h"
+
+#include "rows.h"  // over those vectors
 
 namespace pwlu {
 

@@ -1,8 +1,9 @@
 // The row kernels with AVX2, and tiles transposed in registers.
 #pragma once
 
-#include "rows.h"
 #include "vec_avx2.h"
+
+#include "rows.h"  // over those vectors
 
 namespace {
 
