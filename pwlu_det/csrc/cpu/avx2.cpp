@@ -1,5 +1,6 @@
 // For processors with AVX2, FMA and F16C. The pragma makes this file use them whatever the compiler's flags
 // are; what other files share must not be compiled below it, so all headers of others come first.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -7,18 +8,14 @@
 
 #pragma GCC target("avx2,fma,f16c")
 
-#include "rows_avx2.h"
+#include "vec_avx2.h"
+
+#include "all_kernels.h"  // over those vectors
 
 namespace pwlu {
 
 const Kernels& avx2_kernels() {
-  static const Kernels kernels = [] {
-    Kernels all = row_kernels("avx2");
-    all.tile_f32 = transposing_kernels<float>();
-    all.tile_bf16 = transposing_kernels<BFloat16>();
-    all.tile_f16 = transposing_kernels<Half>();
-    return all;
-  }();
+  static constexpr Kernels kernels = all_kernels("avx2");
   return kernels;
 }
 

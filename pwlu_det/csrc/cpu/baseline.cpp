@@ -1,18 +1,14 @@
 // For any processor.
+#include <algorithm>
+
 #include "vec_baseline.h"
 
-#include "rows.h"  // over those vectors
+#include "all_kernels.h"  // over those vectors
 
 namespace pwlu {
 
 const Kernels& baseline_kernels() {
-  static const Kernels kernels = [] {
-    Kernels all = row_kernels("baseline");
-    all.tile_f32 = tile_kernels<float>();
-    all.tile_bf16 = tile_kernels<BFloat16>();
-    all.tile_f16 = tile_kernels<Half>();
-    return all;
-  }();
+  static constexpr Kernels kernels = all_kernels("baseline");
   return kernels;
 }
 

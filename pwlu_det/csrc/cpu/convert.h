@@ -5,6 +5,9 @@
 
 #include "kernels.h"
 
+// What a loop over vectors calls is to be a part of it.
+#define PWLU_INLINE inline __attribute__((always_inline))
+
 namespace {
 
 using pwlu::BFloat16;
@@ -65,5 +68,8 @@ inline void from_float(float x, Half& to) {
     to.bits = uint16_t(sign | (rounded - 0x3f000000));
   }
 }
+
+// Two floats that are added together.
+typedef float Pair __attribute__((vector_size(8)));
 
 }  // namespace

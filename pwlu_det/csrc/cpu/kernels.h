@@ -1,4 +1,4 @@
-// The kernels that each instruction set provides: all work on one channel's elements in a row.
+// The kernels that each instruction set provides.
 #pragma once
 
 #include <cstdint>
@@ -15,43 +15,66 @@ struct Half {
   uint16_t bits;
 };
 
-// Sums over a row of x - shift and of its squares. With a shift near the mean they lose nothing to cancellation.
-struct RowSums {
+// Sums over elements of x - shift and of its squares. With a shift near the mean they lose nothing to cancellation.
+struct ShiftedSums {
   double sum, square;
 
-  RowSums& operator+=(RowSums other) {
+  ShiftedSums& operator+=(ShiftedSums other) {
     sum += other.sum;
     square += other.square;
     return *this;
   }
 };
 
-// A row's kernels for elements of type T, computed in R.
-template <typename T, typename R>
-struct RowKernels {
-  void (*forward)(const T* x, T* y, int64_t n, const Line<R>& line);
-  // Adds to the moments.
-  void (*backward)(const T* grad, const T* x, T* grad_x, int64_t n, const Line<R>& line, Moments moments);
-  RowSums (*relu_sums)(const T* x, T* y, int64_t n, double shift);
+// One channel's function, as tables of N + 2 entries.
+template <typename R>
+struct Function {
+  Parameters<double> parameters;
+  Line<R> line;
+  const R* value;
+  const R* slope;
+  bool fits;  // R; else the channel is computed in double
+
+  int bins() const { return parameters.num_intervals + 2; }
 };
 
-// Copies between a tile of [rows, channels] in memory, with row_stride elements from row to row, and a scratch
-// [channels, tile_rows] in which each channel is a row.
-template <typename T>
-struct TileKernels {
-  void (*gather)(const T* from, int64_t row_stride, int rows, int channels, float* scratch, int tile_rows);
-  void (*scatter)(const float* scratch, int tile_rows, int rows, int channels, T* to, int64_t row_stride);
+// The functions of neighbouring channels, as channels_last memory has them: one line for each lane of a vector.
+// Behind the last channel there are kLanePadding more, so that whole vectors can be read.
+constexpr int kBlockChannels = 256, kLanePadding = 16;
+
+template <typename R>
+struct Block {
+  int channels;
+  bool fits;
+  const Function<R>* functions;
+  const R *left, *right, *length, *middle, *scale;
+  const R* pairs;  // [channels, N + 2, 2] of value and slope
+
+  int bins() const { return functions->bins(); }
+};
+
+// Kernels for elements of type T, computed in R. Backward adds to the moments.
+template <typename T, typename R>
+struct DtypeKernels {
+  // n elements of one channel
+  void (*forward)(const T* x, T* y, int64_t n, const Function<R>& function);
+  void (*backward)(const T* grad, const T* x, T* grad_x, int64_t n, const Function<R>& function, Moments moments);
+  ShiftedSums (*relu_sums)(const T* x, T* y, int64_t n, double shift);
+  // `rows` times the channels of a block, with `stride` elements from row to row; `moments` is one for each channel,
+  // as are `shift` and `sums`
+  void (*forward_block)(const T* x, T* y, int64_t rows, int64_t stride, const Block<R>& block);
+  void (*backward_block)(const T* grad, const T* x, T* grad_x, int64_t rows, int64_t stride, const Block<R>& block,
+                         const Moments* moments);
+  void (*relu_sums_block)(const T* x, T* y, int64_t rows, int64_t stride, int channels, const double* shift,
+                          ShiftedSums* sums);
 };
 
 struct Kernels {
   const char* name;
-  RowKernels<float, float> f32;
-  RowKernels<BFloat16, float> bf16;
-  RowKernels<Half, float> f16;
-  RowKernels<double, double> f64;
-  TileKernels<float> tile_f32;
-  TileKernels<BFloat16> tile_bf16;
-  TileKernels<Half> tile_f16;
+  DtypeKernels<float, float> f32;
+  DtypeKernels<BFloat16, float> bf16;
+  DtypeKernels<Half, float> f16;
+  DtypeKernels<double, double> f64;
 };
 
 const Kernels& avx512_kernels();  // these two on x86-64 alone

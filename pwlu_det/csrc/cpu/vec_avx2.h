@@ -27,67 +27,83 @@ struct Vec {
   void store(pwlu::Half* p) const {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
-  void store(pwlu::BFloat16* p) const {  // to the nearest, ties to even; NaN stays NaN
+  void store(pwlu::BFloat16* p) const {  // to the nearest, ties to even
+    // A NaN of a result stays one: it has the upper bits of an input's, or those of the processor's own.
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    const __m256i upper = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(upper, upper), 0x08);
+    const __m256i upper = _mm256_set1_epi64x(0x0f0e0b0a07060302);  // bytes of each half
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(rounded, upper), 0x08);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
   }
 };
 
-inline Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
-inline Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.v, b.v); }
-inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
-inline Vec floor(Vec a) { return _mm256_floor_ps(a.v); }
-inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }  // b where a is NaN
-inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a.v, b.v); }
+PWLU_INLINE Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
+PWLU_INLINE Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.v, b.v); }
+PWLU_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
+PWLU_INLINE Vec floor(Vec a) { return _mm256_floor_ps(a.v); }
+PWLU_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }  // b where a is NaN
+PWLU_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a.v, b.v); }
 // max(a, 0) that keeps NaN
-inline Vec relu(Vec a) { return _mm256_max_ps(_mm256_setzero_ps(), a.v); }
-inline Vec where_negative(Vec condition, Vec a, Vec b) { return _mm256_blendv_ps(b.v, a.v, condition.v); }
-inline bool any_nan(Vec a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
+PWLU_INLINE Vec relu(Vec a) { return _mm256_max_ps(_mm256_setzero_ps(), a.v); }
+PWLU_INLINE Vec where_negative(Vec condition, Vec a, Vec b) { return _mm256_blendv_ps(b.v, a.v, condition.v); }
+PWLU_INLINE bool any_nan(Vec a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
 
-// Pairs (a, b) of one lane each, in the order that unpacking gives; lane_of_pair says whose pair j is.
-inline void interleave(Vec a, Vec b, float* p) {
-  _mm256_store_ps(p, _mm256_unpacklo_ps(a.v, b.v));
-  _mm256_store_ps(p + Vec::kSize, _mm256_unpackhi_ps(a.v, b.v));
-}
-constexpr int lane_of_pair(int j) {
-  constexpr int half = Vec::kSize / 2;
-  return j % half / 2 * 4 + j % 2 + (j < half ? 0 : 2);
-}
-
-// Sums of a - shift, and of its squares, in double.
+// Sums of a - shift, and of its squares, in double and by lane.
 struct DoubleSums {
-  __m256d shift, sum, square;
-  explicit DoubleSums(double shift)
-      : shift(_mm256_set1_pd(shift)), sum(_mm256_setzero_pd()), square(_mm256_setzero_pd()) {}
+  __m256d shift[2], sum[2], square[2];
+  explicit DoubleSums(const double* shifts) {
+    for (int i = 0; i < 2; ++i) shift[i] = _mm256_loadu_pd(shifts + 4 * i), sum[i] = square[i] = _mm256_setzero_pd();
+  }
   void add(Vec a) {
-    add(_mm256_cvtps_pd(_mm256_castps256_ps128(a.v)));
-    add(_mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1)));
+    const __m256d d[2] = {_mm256_cvtps_pd(_mm256_castps256_ps128(a.v)),
+                          _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1))};
+    for (int i = 0; i < 2; ++i) {
+      const __m256d shifted = _mm256_sub_pd(d[i], shift[i]);
+      sum[i] = _mm256_add_pd(sum[i], shifted);
+      square[i] = _mm256_fmadd_pd(shifted, shifted, square[i]);
+    }
   }
-  void add(__m256d d) {
-    d = _mm256_sub_pd(d, shift);
-    sum = _mm256_add_pd(sum, d);
-    square = _mm256_fmadd_pd(d, d, square);
-  }
-  pwlu::RowSums total() const {
-    alignas(32) double s[4], q[4];
-    _mm256_store_pd(s, sum);
-    _mm256_store_pd(q, square);
-    return {s[0] + s[1] + s[2] + s[3], q[0] + q[1] + q[2] + q[3]};
+  void store(pwlu::ShiftedSums* lanes) const {
+    for (int i = 0; i < Vec::kSize; ++i) lanes[i] = {sum[i / 4][i % 4], square[i / 4][i % 4]};
   }
 };
 
 struct Index {
   __m256i v;
+  Index(__m256i v) : v(v) {}
+  static Index load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   explicit Index(Vec k) : v(_mm256_cvttps_epi32(k.v)) {}  // rounds towards 0
+  // 0, stride, 2 * stride, ...
+  static Index lanes(int stride) {
+    return _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(stride));
+  }
   Vec to_float() const { return _mm256_cvtepi32_ps(v); }
-  void store(int32_t* p) const { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
+  Index times8() const { return _mm256_slli_epi32(v, 3); }
+  void store(uint32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 };
+PWLU_INLINE Index operator+(const Index& a, const Index& b) { return _mm256_add_epi32(a.v, b.v); }
+
+// Pairs (a, b) of the lanes that kPairLanes gives.
+PWLU_INLINE void store_pairs(Vec a, Vec b, Pair* p) {
+  _mm256_storeu_ps(reinterpret_cast<float*>(p), _mm256_unpacklo_ps(a.v, b.v));
+  _mm256_storeu_ps(reinterpret_cast<float*>(p + 4), _mm256_unpackhi_ps(a.v, b.v));
+}
+constexpr int kPairLanes[] = {0, 1, 4, 5, 2, 3, 6, 7};
+
+// (a, b) of each lane from the pair that `at` gives.
+PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b) {
+  uint32_t offsets[Vec::kSize];
+  at.store(offsets);
+  const double* p = reinterpret_cast<const double*>(pairs);
+  const auto two = [&](int lane) {
+    return _mm_castpd_ps(_mm_loadh_pd(_mm_load_sd(p + offsets[lane]), p + offsets[lane + 1]));
+  };
+  const __m256 even = _mm256_insertf128_ps(_mm256_castps128_ps256(two(0)), two(4), 1);
+  const __m256 odd = _mm256_insertf128_ps(_mm256_castps128_ps256(two(2)), two(6), 1);
+  a = _mm256_shuffle_ps(even, odd, 0x88);
+  b = _mm256_shuffle_ps(even, odd, 0xdd);
+}
 
 // Up to three vectors are looked up in registers: a permutation of each, then a choice by bits 3 and 4.
 template <int Registers>

@@ -23,63 +23,80 @@ struct Vec {
   }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(pwlu::Half* p) const { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
-  void store(pwlu::BFloat16* p) const {  // to the nearest, ties to even; NaN stays NaN
+  void store(pwlu::BFloat16* p) const {  // to the nearest, ties to even
+    // A NaN of a result stays one: it has the upper bits of an input's, or those of the processor's own.
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    const __m512i upper = _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16);
-    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(upper));
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
   }
 };
 
-inline Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
-inline Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
-inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
-inline Vec floor(Vec a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
-inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }  // b where a is NaN
-inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a.v, b.v); }
+PWLU_INLINE Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
+PWLU_INLINE Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
+PWLU_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+PWLU_INLINE Vec floor(Vec a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+PWLU_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }  // b where a is NaN
+PWLU_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a.v, b.v); }
 // max(a, 0) that keeps NaN
-inline Vec relu(Vec a) { return _mm512_max_ps(_mm512_setzero_ps(), a.v); }
-inline Vec where_negative(Vec condition, Vec a, Vec b) {
+PWLU_INLINE Vec relu(Vec a) { return _mm512_max_ps(_mm512_setzero_ps(), a.v); }
+PWLU_INLINE Vec where_negative(Vec condition, Vec a, Vec b) {
   return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(condition.v)), b.v, a.v);
 }
-inline bool any_nan(Vec a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
+PWLU_INLINE bool any_nan(Vec a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 
-// Pairs (a, b) of one lane each, in the order that unpacking gives; lane_of_pair says whose pair j is.
-inline void interleave(Vec a, Vec b, float* p) {
-  _mm512_store_ps(p, _mm512_unpacklo_ps(a.v, b.v));
-  _mm512_store_ps(p + Vec::kSize, _mm512_unpackhi_ps(a.v, b.v));
-}
-constexpr int lane_of_pair(int j) {
-  constexpr int half = Vec::kSize / 2;
-  return j % half / 2 * 4 + j % 2 + (j < half ? 0 : 2);
-}
-
-// Sums of a - shift, and of its squares, in double.
+// Sums of a - shift, and of its squares, in double and by lane.
 struct DoubleSums {
-  __m512d shift, sum, square;
-  explicit DoubleSums(double shift)
-      : shift(_mm512_set1_pd(shift)), sum(_mm512_setzero_pd()), square(_mm512_setzero_pd()) {}
+  __m512d shift[2], sum[2], square[2];
+  explicit DoubleSums(const double* shifts) {
+    for (int i = 0; i < 2; ++i) shift[i] = _mm512_loadu_pd(shifts + 8 * i), sum[i] = square[i] = _mm512_setzero_pd();
+  }
   void add(Vec a) {
-    add(_mm512_cvtps_pd(_mm512_castps512_ps256(a.v)));
-    add(_mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1)));
+    const __m512d d[2] = {_mm512_cvtps_pd(_mm512_castps512_ps256(a.v)),
+                          _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1))};
+    for (int i = 0; i < 2; ++i) {
+      const __m512d shifted = _mm512_sub_pd(d[i], shift[i]);
+      sum[i] = _mm512_add_pd(sum[i], shifted);
+      square[i] = _mm512_fmadd_pd(shifted, shifted, square[i]);
+    }
   }
-  void add(__m512d d) {
-    d = _mm512_sub_pd(d, shift);
-    sum = _mm512_add_pd(sum, d);
-    square = _mm512_fmadd_pd(d, d, square);
+  void store(pwlu::ShiftedSums* lanes) const {
+    for (int i = 0; i < Vec::kSize; ++i) lanes[i] = {sum[i / 8][i % 8], square[i / 8][i % 8]};
   }
-  pwlu::RowSums total() const { return {_mm512_reduce_add_pd(sum), _mm512_reduce_add_pd(square)}; }
 };
 
 struct Index {
   __m512i v;
+  Index(__m512i v) : v(v) {}
+  static Index load(const int32_t* p) { return _mm512_loadu_si512(p); }
   explicit Index(Vec k) : v(_mm512_cvttps_epi32(k.v)) {}  // rounds towards 0
+  // 0, stride, 2 * stride, ...
+  static Index lanes(int stride) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_mullo_epi32(first, _mm512_set1_epi32(stride));
+  }
   Vec to_float() const { return _mm512_cvtepi32_ps(v); }
-  void store(int32_t* p) const { _mm512_store_si512(p, v); }
+  void store(uint32_t* p) const { _mm512_storeu_si512(p, v); }
+  Index times8() const { return _mm512_slli_epi32(v, 3); }
 };
+PWLU_INLINE Index operator+(const Index& a, const Index& b) { return _mm512_add_epi32(a.v, b.v); }
+
+// Pairs (a, b) of the lanes that kPairLanes gives.
+PWLU_INLINE void store_pairs(Vec a, Vec b, Pair* p) {
+  _mm512_storeu_ps(p, _mm512_unpacklo_ps(a.v, b.v));
+  _mm512_storeu_ps(p + 8, _mm512_unpackhi_ps(a.v, b.v));
+}
+constexpr int kPairLanes[] = {0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15};
+
+// (a, b) of each lane from the pair that `at` gives.
+PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b) {
+  const __m512 low = _mm512_castsi512_ps(_mm512_i32gather_epi64(_mm512_castsi512_si256(at.v), pairs, 8));
+  const __m512 high = _mm512_castsi512_ps(_mm512_i32gather_epi64(_mm512_extracti64x4_epi64(at.v, 1), pairs, 8));
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  a = _mm512_permutex2var_ps(low, even, high);
+  b = _mm512_permutex2var_ps(low, odd, high);
+}
 
 // One permutation looks up 16 entries in a register, or 32 in two.
 template <int Registers>

@@ -30,48 +30,82 @@ struct Vec {
   for (int i = 0; i < Vec::kSize; ++i) r.v[i] = expression; \
   return r
 
-inline Vec operator-(Vec a, Vec b) { PWLU_LANES(a.v[i] - b.v[i]); }
-inline Vec operator*(Vec a, Vec b) { PWLU_LANES(a.v[i] * b.v[i]); }
-inline Vec fma(Vec a, Vec b, Vec c) { PWLU_LANES(std::fma(a.v[i], b.v[i], c.v[i])); }
-inline Vec floor(Vec a) { PWLU_LANES(std::floor(a.v[i])); }
-inline Vec max(Vec a, Vec b) { PWLU_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }  // b where a is NaN
-inline Vec min(Vec a, Vec b) { PWLU_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+PWLU_INLINE Vec operator-(Vec a, Vec b) { PWLU_LANES(a.v[i] - b.v[i]); }
+PWLU_INLINE Vec operator*(Vec a, Vec b) { PWLU_LANES(a.v[i] * b.v[i]); }
+PWLU_INLINE Vec fma(Vec a, Vec b, Vec c) { PWLU_LANES(std::fma(a.v[i], b.v[i], c.v[i])); }
+PWLU_INLINE Vec floor(Vec a) { PWLU_LANES(std::floor(a.v[i])); }
+PWLU_INLINE Vec max(Vec a, Vec b) { PWLU_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }  // b where a is NaN
+PWLU_INLINE Vec min(Vec a, Vec b) { PWLU_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 // max(a, 0) that keeps NaN
-inline Vec relu(Vec a) { PWLU_LANES(a.v[i] < 0 ? 0 : a.v[i]); }
-inline Vec where_negative(Vec condition, Vec a, Vec b) { PWLU_LANES(std::signbit(condition.v[i]) ? a.v[i] : b.v[i]); }
-inline bool any_nan(Vec a) {
+PWLU_INLINE Vec relu(Vec a) { PWLU_LANES(a.v[i] < 0 ? 0 : a.v[i]); }
+PWLU_INLINE Vec where_negative(Vec condition, Vec a, Vec b) {
+  PWLU_LANES(std::signbit(condition.v[i]) ? a.v[i] : b.v[i]);
+}
+PWLU_INLINE bool any_nan(Vec a) {
   bool any = false;
   for (float f : a.v) any |= f != f;
   return any;
 }
 
-// Sums of a - shift, and of its squares, in double.
+// Sums of a - shift, and of its squares, in double and by lane.
 struct DoubleSums {
-  double shift, sum[Vec::kSize] = {}, square[Vec::kSize] = {};
-  explicit DoubleSums(double shift) : shift(shift) {}
+  const double* shift;
+  double sum[Vec::kSize] = {}, square[Vec::kSize] = {};
+  explicit DoubleSums(const double* shifts) : shift(shifts) {}
   void add(Vec a) {
     for (int i = 0; i < Vec::kSize; ++i) {
-      const double shifted = a.v[i] - shift;
+      const double shifted = a.v[i] - shift[i];
       sum[i] += shifted;
       square[i] += shifted * shifted;
     }
   }
-  pwlu::RowSums total() const {
-    pwlu::RowSums all{0, 0};
-    for (int i = 0; i < Vec::kSize; ++i) all.sum += sum[i], all.square += square[i];
-    return all;
+  void store(pwlu::ShiftedSums* lanes) const {
+    for (int i = 0; i < Vec::kSize; ++i) lanes[i] = {sum[i], square[i]};
   }
 };
 
 // Columns of a table, by lane.
 struct Index {
   int32_t v[Vec::kSize];
+  Index() = default;
+  static Index load(const int32_t* p) {
+    Index index;
+    std::memcpy(index.v, p, sizeof index.v);
+    return index;
+  }
   explicit Index(Vec k) {
     for (int i = 0; i < Vec::kSize; ++i) v[i] = int32_t(k.v[i]);  // rounds towards 0
   }
+  // 0, stride, 2 * stride, ...
+  static Index lanes(int stride) {
+    Index lanes;
+    for (int i = 0; i < Vec::kSize; ++i) lanes.v[i] = i * stride;
+    return lanes;
+  }
   Vec to_float() const { PWLU_LANES(float(v[i])); }
-  void store(int32_t* p) const { std::memcpy(p, v, sizeof v); }
+  Index times8() const {
+    Index scaled;
+    for (int i = 0; i < Vec::kSize; ++i) scaled.v[i] = v[i] * 8;
+    return scaled;
+  }
+  void store(uint32_t* p) const { std::memcpy(p, v, sizeof v); }
 };
+PWLU_INLINE Index operator+(const Index& a, const Index& b) {
+  Index sum;
+  for (int i = 0; i < Vec::kSize; ++i) sum.v[i] = a.v[i] + b.v[i];
+  return sum;
+}
+
+// Pairs (a, b) of the lanes that kPairLanes gives.
+PWLU_INLINE void store_pairs(Vec a, Vec b, Pair* p) {
+  for (int i = 0; i < Vec::kSize; ++i) p[i] = Pair{a.v[i], b.v[i]};
+}
+constexpr int kPairLanes[] = {0, 1, 2, 3, 4, 5, 6, 7};
+
+// (a, b) of each lane from the pair that `at` gives.
+PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b) {
+  for (int i = 0; i < Vec::kSize; ++i) a.v[i] = pairs[2 * at.v[i]], b.v[i] = pairs[2 * at.v[i] + 1];
+}
 
 // A table of `size` entries. Registers is how many vectors hold it; 0 is any number, in memory.
 template <int Registers>
@@ -81,12 +115,6 @@ struct Table {
   Vec operator[](const Index& index) const { PWLU_LANES(p[index.v[i]]); }
 };
 constexpr int kMaxRegisters = 0;
-
-// a0 b0 a1 b1 ...
-inline void interleave(Vec a, Vec b, float* p) {
-  for (int i = 0; i < Vec::kSize; ++i) p[2 * i] = a.v[i], p[2 * i + 1] = b.v[i];
-}
-constexpr int lane_of_pair(int j) { return j; }
 
 #undef PWLU_LANES
 

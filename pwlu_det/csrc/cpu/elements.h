@@ -1,0 +1,102 @@
+// Kernels that take one element at a time: float64, and whatever float does not hold.
+#pragma once
+
+#include "convert.h"
+
+namespace {
+
+using pwlu::Block;
+using pwlu::Function;
+using pwlu::kLanePadding;
+using pwlu::Line;
+using pwlu::Moments;
+using pwlu::Parameters;
+using pwlu::ShiftedSums;
+
+// Calls run(line) with the line that the channel is computed with.
+template <typename Run>
+void with_line(const Function<float>& f, const Run& run) {
+  f.fits ? run(f.line) : run(pwlu::make_line<double>(f.parameters));
+}
+
+// In double, all elements or only those that are not finite yet.
+template <typename T>
+void forward_carefully(const T* x, T* y, int64_t n, int64_t stride, const Function<float>& f, bool all) {
+  with_line(f, [&](auto line) {
+    using R = decltype(line.left);
+    for (int64_t i = 0; i < n * stride; i += stride) {
+      if (!all && std::isfinite(to_float(y[i]))) continue;
+      from_float(float(pwlu::evaluate_carefully(f.parameters, line, R(to_float(x[i]))).value), y[i]);
+    }
+  });
+}
+
+template <typename T>
+void backward_carefully(const T* grad, const T* x, T* grad_x, int64_t n, int64_t stride, const Function<float>& f,
+                        Moments moments) {
+  with_line(f, [&](auto line) {
+    using R = decltype(line.left);
+    for (int64_t i = 0; i < n * stride; i += stride) {
+      const double g = to_float(grad[i]);
+      const pwlu::Careful at = pwlu::evaluate_carefully(f.parameters, line, R(to_float(x[i])));
+      from_float(float(g * at.slope), grad_x[i]);
+      moments.amount[at.k + 1] += g;
+      moments.moment[at.k + 1] += g * at.distance;
+    }
+  });
+}
+
+inline void forward_f64(const double* x, double* y, int64_t n, int64_t stride, const Function<double>& f) {
+  for (int64_t i = 0; i < n * stride; i += stride) {
+    const double k = pwlu::bin_of(x[i], f.line);
+    y[i] = f.value[int(k) + 1] + f.slope[int(k) + 1] * (x[i] - pwlu::center_of(k, f.line));
+    if (!std::isfinite(y[i])) y[i] = pwlu::evaluate_carefully(f.parameters, f.line, x[i]).value;
+  }
+}
+
+inline void backward_f64(const double* grad, const double* x, double* grad_x, int64_t n, int64_t stride,
+                         const Function<double>& f, Moments moments) {
+  for (int64_t i = 0; i < n * stride; i += stride) {
+    const double k = pwlu::bin_of(x[i], f.line);
+    const int column = int(k) + 1;
+    grad_x[i] = grad[i] * f.slope[column];
+    moments.amount[column] += grad[i];
+    moments.moment[column] += grad[i] * (x[i] - pwlu::center_of(k, f.line));
+  }
+}
+
+inline ShiftedSums relu_sums_f64(const double* x, double* y, int64_t n, int64_t stride, double shift) {
+  ShiftedSums sums{0, 0};
+  for (int64_t i = 0; i < n * stride; i += stride) {
+    const double shifted = x[i] - shift;
+    y[i] = x[i] < 0 ? 0 : x[i];
+    sums.sum += shifted;
+    sums.square += shifted * shifted;
+  }
+  return sums;
+}
+
+constexpr pwlu::DtypeKernels<double, double> f64_kernels() {
+  return {
+      [](const double* x, double* y, int64_t n, const Function<double>& f) { forward_f64(x, y, n, 1, f); },
+      [](const double* grad, const double* x, double* grad_x, int64_t n, const Function<double>& f, Moments moments) {
+        backward_f64(grad, x, grad_x, n, 1, f, moments);
+      },
+      [](const double* x, double* y, int64_t n, double shift) { return relu_sums_f64(x, y, n, 1, shift); },
+      [](const double* x, double* y, int64_t rows, int64_t stride, const Block<double>& block) {
+        for (int c = 0; c < block.channels; ++c) forward_f64(x + c, y + c, rows, stride, block.functions[c]);
+      },
+      [](const double* grad, const double* x, double* grad_x, int64_t rows, int64_t stride,
+         const Block<double>& block, const Moments* moments) {
+        for (int c = 0; c < block.channels; ++c) {
+          backward_f64(grad + c, x + c, grad_x + c, rows, stride, block.functions[c], moments[c]);
+        }
+      },
+      [](const double* x, double* y, int64_t rows, int64_t stride, int channels, const double* shift,
+         ShiftedSums* sums) {
+        for (int c = 0; c < channels; ++c) sums[c] += relu_sums_f64(x + c, y + c, rows, stride, shift[c]);
+      },
+  };
+}
+
+}  // namespace

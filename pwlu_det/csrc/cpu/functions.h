@@ -1,0 +1,102 @@
+// The functions of all channels of a call, as tables in the kernels' arithmetic.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <array>
+#include <vector>
+
+#include "kernels.h"
+
+namespace pwlu {
+namespace {
+
+template <typename R>
+class Functions {
+ public:
+  Functions(const at::Tensor& points, const at::Tensor& left_bound, const at::Tensor& right_bound,
+            const at::Tensor& left_slope, const at::Tensor& right_slope)
+      : count(points.size(0)), num_intervals(int(points.size(1)) - 1) {
+    at::Tensor* kept = kept_.data();
+    for (const at::Tensor& t : {points, left_bound, right_bound, left_slope, right_slope}) {
+      *kept++ = t.to(at::kDouble).contiguous();
+    }
+    tables_.resize(count * 2 * bins());
+    for (int64_t c = 0; c < count; ++c) functions_.push_back(make_function(c));
+  }
+
+  int bins() const { return num_intervals + 2; }
+  const Function<R>& operator[](int64_t c) const { return functions_[c]; }
+
+  // Lay out what blocks need.
+  void prepare_blocks() {
+    lanes_.resize(5 * padded());
+    pairs_.resize(padded() * 2 * bins());
+    for (int64_t c = 0; c < count; ++c) {
+      const Line<R>& line = functions_[c].line;
+      R* lane = lanes_.data() + c;
+      for (R number : {line.left, line.right, line.length, line.middle, line.scale}) {
+        *lane = number;
+        lane += padded();
+      }
+      for (int i = 0; i < bins(); ++i) {
+        pairs_[(c * bins() + i) * 2] = functions_[c].value[i];
+        pairs_[(c * bins() + i) * 2 + 1] = functions_[c].slope[i];
+      }
+    }
+  }
+  Block<R> block(int64_t channel, int channels) const {
+    bool fits = true;
+    for (int64_t c = channel; c < channel + channels; ++c) fits &= functions_[c].fits;
+    const R* lane = lanes_.data() + channel;
+    return {channels,
+            fits,
+            functions_.data() + channel,
+            lane,
+            lane + padded(),
+            lane + 2 * padded(),
+            lane + 3 * padded(),
+            lane + 4 * padded(),
+            pairs_.data() + channel * 2 * bins()};
+  }
+
+  const int64_t count;
+  const int num_intervals;
+
+ private:
+  int64_t padded() const { return count + kLanePadding; }
+
+  Function<R> make_function(int64_t c) {
+    const auto kept = [&](int i) { return kept_[i].template data_ptr<double>(); };
+    const double* points = kept(0) + c * (num_intervals + 1);
+    const Parameters<double> p{points, kept(1)[c], kept(2)[c], kept(3)[c], kept(4)[c], num_intervals};
+    R* value = tables_.data() + c * 2 * bins();
+    R* slope = value + bins();
+    const Line<R> line = make_line<R>(p);
+    bool fits = bounds_fit(p, line);
+    for (int k = -1; k <= num_intervals; ++k) {
+      fits &= slope_fits<R>(p, k);
+      value[k + 1] = R(value_of(p, line, k));
+      slope[k + 1] = R(slope_of(p, k));
+    }
+    return {p, line, value, slope, fits};
+  }
+
+  std::array<at::Tensor, 5> kept_;  // in double
+  std::vector<R> tables_, lanes_, pairs_;
+  std::vector<Function<R>> functions_;
+};
+
+// Of one channel, in the order of the arguments: points (N + 1), then the other four.
+template <typename R>
+void finish_gradients(const Function<R>& f, const Moments& moments, double* grad_points, double* grad_others) {
+  const auto with = [&](const auto& line) {
+    for (int j = 0; j <= f.parameters.num_intervals; ++j)
+      grad_points[j] = point_gradient(f.parameters, line, moments, j);
+    other_gradients(f.parameters, line, moments, grad_others);
+  };
+  f.fits ? with(f.line) : with(make_line<double>(f.parameters));
+}
+
+}  // namespace
+}  // namespace pwlu
