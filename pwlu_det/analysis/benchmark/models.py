@@ -16,6 +16,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from pwlu_det.analysis.benchmark.measure import Clock, Contender
+from pwlu_det.config import check_config
 from pwlu_det.phases import TwoPhaseHook, trainable_sites
 from pwlu_det.trainer import build_optimizer
 
@@ -82,11 +83,16 @@ def model_contender(name: str, trainee: Trainee, phase1_iters: int | None) -> Co
 
 
 def detector(cfg, activation: str, batch: int, height: int, width: int) -> Trainee:
-    """A detector of a config with another activation, and synthetic images of ``height`` x ``width``."""
+    """A detector of a config with another activation, and synthetic images of ``height`` x ``width``.
+
+    Raises:
+        ConfigError: the config cannot have that activation.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ACTIVATION.NAME = activation
     cfg.SOLVER.BASE_LR = LEARNING_RATE
+    check_config(cfg)
     torch.manual_seed(0)
     model = build_model(cfg)
     trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
