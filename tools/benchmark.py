@@ -68,7 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
         "allocator as it is (default: warm)",
     )
     common.add_argument(
-        "--seconds", type=float, default=1.0, help="for each row and run; three rounds at least (default: 1)"
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="of warm-up, and of timing, for each row and run (default: 1)",
     )
     common.add_argument("--rounds", type=rounds, default=500, help="the most rounds, from 2 (default: 500)")
     common.add_argument("--output", type=Path, metavar="FILE", help="a file to write the tables to as well")
