@@ -1,0 +1,129 @@
+"""Contenders of ``tools/benchmark.py model``: a model's training step and its inference, by activation."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from pwlu_det.analysis.benchmark.measure import Clock, Contender
+from pwlu_det.config import check_config
+from pwlu_det.phases import TwoPhaseHook, trainable_sites
+from pwlu_det.trainer import build_optimizer
+
+NUM_OBJECTS = 7
+"""Objects in an image; COCO has 7.3 on average."""
+
+LEARNING_RATE = 1e-8
+"""So small that all rounds do the same work; the step itself costs what it always does."""
+
+
+@dataclass
+class Trainee:
+    """A model with random weights, and all that its training step takes."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    inputs: Any
+    """what the model is called with, in training and inference alike"""
+    trainer: type[SimpleTrainer] = SimpleTrainer
+
+
+def phases(activation: str) -> dict[str, int | None]:
+    """The rows for an activation: their names, and T' of the phase hook (None: there is none)."""
+    if activation != "pwlu":
+        return {activation: None}
+    return {"pwlu, phase I": sys.maxsize, "pwlu, phase II": 1}
+
+
+def model_contender(name: str, trainee: Trainee, phase1_iters: int | None) -> Contender:
+    """Times detectron2's own training step, hooks of this project included, and the inference.
+
+    A PWLU of phase II has been through phase I: the step before the first timed one realigns it.
+    """
+    model, inputs = trainee.model, trainee.inputs
+    trainer = trainee.trainer(model, itertools.repeat(inputs), trainee.optimizer)
+    trainer.iter = trainer.start_iter = 0
+    trainer.storage = EventStorage()
+    if phase1_iters is not None:
+        for site in trainable_sites(model):
+            site.begin_collecting()
+        trainer.register_hooks([TwoPhaseHook(phase1_iters)])
+    trainer.before_train()
+
+    def train(clock: Clock):
+        model.train()
+        trainee.optimizer.zero_grad()  # the last step's gradients are no part of this step's memory
+        with trainer.storage:
+            begin = clock.start()
+            trainer.before_step()
+            trainer.run_step()
+            trainer.after_step()
+            end = clock.mark()
+        trainer.iter += 1
+        return {"training step": (begin, end)}
+
+    def infer(clock: Clock):
+        model.eval()
+        with torch.no_grad():
+            begin = clock.start()
+            model(inputs)
+            return {"inference": (begin, clock.mark())}
+
+    return Contender(name, (train, infer))
+
+
+def detector(cfg, activation: str, batch: int, height: int, width: int) -> Trainee:
+    """A detector of a config with another activation, and synthetic images of ``height`` x ``width``.
+
+    Raises:
+        ConfigError: the config cannot have that activation.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ACTIVATION.NAME = activation
+    cfg.SOLVER.BASE_LR = LEARNING_RATE
+    check_config(cfg)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+    inputs = list(synthetic_images(cfg, batch, height, width))
+    return Trainee(model, build_optimizer(cfg, model), inputs, trainer)
+
+
+def synthetic_images(cfg, batch: int, height: int, width: int) -> Iterator[dict]:
+    """Images of noise with boxes, classes and masks, in the format of detectron2's data loader."""
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
+    else:
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(batch):
+        centre = torch.rand(NUM_OBJECTS, 2, generator=generator) * 0.5 + 0.25
+        half = torch.rand(NUM_OBJECTS, 2, generator=generator) * 0.15 + 0.1
+        boxes = torch.cat([centre - half, centre + half], dim=1) * torch.tensor([width, height] * 2)
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(boxes)
+        instances.gt_classes = torch.randint(num_classes, (NUM_OBJECTS,), generator=generator)
+        instances.gt_masks = _masks(cfg.INPUT.MASK_FORMAT, boxes, height, width)
+        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+        yield {"image": image, "instances": instances, "height": height, "width": width}
+
+
+def _masks(mask_format: str, boxes: torch.Tensor, height: int, width: int) -> BitMasks | PolygonMasks:
+    """The boxes, as masks."""
+    if mask_format == "polygon":
+        return PolygonMasks([[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes.tolist()])
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist()):
+        mask[y0:y1, x0:x1] = True
+    return BitMasks(masks)

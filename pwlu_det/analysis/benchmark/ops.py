@@ -1,0 +1,218 @@
+"""Contenders of ``tools/benchmark.py op``: activations on one tensor."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from pwlu_det.activations.build import ACTIVATIONS
+from pwlu_det.activations.pwlu import PWLU
+from pwlu_det.analysis.benchmark.measure import Clock, Contender, Run
+from pwlu_det.ops import reference
+
+BASELINE = "torch.relu"
+
+LEGEND = """Rows have the names of activations in YAML, and beside these: `torch.*`, torch's own modules;
+`pwlu:fallback`, PWLU where there are no kernels for it; `pwlu:plain-torch`, PWLU written in a few lines of
+torch, with autograd; `pwlu:compile`, these lines under torch.compile."""
+
+PEERS: dict[str, tuple[str, Callable[[ModuleType, int, str], nn.Module]]] = {
+    "rational_activations": (
+        "rational.torch",
+        lambda package, num_channels, device: package.Rational(cuda=device == "cuda"),
+    ),
+}
+"""Packages by others that are compared where they are installed: the module to import, and what makes an
+activation of it, the number of channels and the device."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contenders of a table have in common."""
+
+    shape: tuple[int, ...]
+    """``[B, C, H, W]``"""
+    channels_last: bool = False
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    num_intervals: int = 16
+
+
+def installed_peers() -> list[str]:
+    return [name for name, (module, _) in PEERS.items() if importlib.util.find_spec(module.split(".")[0])]
+
+
+def builders(setting: Setting) -> dict[str, Callable[[int], nn.Module]]:
+    """For each contender what makes it for a number of channels; the baseline is the first."""
+    n = setting.num_intervals
+    table: dict[str, Callable[[int], nn.Module]] = {
+        BASELINE: lambda num_channels: nn.ReLU(),
+        "torch.silu": lambda num_channels: nn.SiLU(),
+        "torch.prelu": lambda num_channels: nn.PReLU(num_channels).to(setting.dtype),
+    }
+    for name, family in ACTIVATIONS.items():
+        table[name] = partial(family.module, num_intervals=n) if family.module is PWLU else family.module
+    table["pwlu:fallback"] = partial(_PWLUBy, _Fallback.apply, num_intervals=n)
+    table["pwlu:plain-torch"] = partial(_PWLUBy, plain_pwlu, num_intervals=n)
+    table["pwlu:compile"] = partial(_compiled_pwlu, num_intervals=n)
+    for name in installed_peers():
+        module, build = PEERS[name]
+        table[name] = lambda num_channels, module=module, build=build: build(
+            importlib.import_module(module), num_channels, setting.device
+        )
+    return table
+
+
+def op_contenders(setting: Setting, names: Sequence[str] = ()) -> list[Contender]:
+    """The baseline and the contenders of these names (none: all), ready to be measured.
+
+    Raises:
+        ValueError: there is no contender of such a name.
+    """
+    table = builders(setting)
+    for name in names:
+        if name not in table:
+            raise ValueError(f"unknown contender '{name}'; known are {', '.join(table)}")
+    x = torch.randn(setting.shape, device=setting.device).to(setting.dtype)
+    if setting.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_(True)
+    chosen = [name for name in table if not names or name in names or name == BASELINE]
+    return [_contender(name, table[name](setting.shape[1]), x) for name in chosen]
+
+
+def _contender(name: str, module: nn.Module, x: Tensor) -> Contender:
+    module.to(x.device)
+    if x.dtype == torch.float64:
+        module.double()
+    return Contender(name, (_inference(module, x), _training(module, x)))
+
+
+def _inference(module: nn.Module, x: Tensor) -> Run:
+    def run(clock: Clock):
+        module.eval()
+        with torch.no_grad(), _autocast(x):
+            module(x)  # so that all find the caches as they leave them themselves
+            begin = clock.start()
+            module(x)
+            return {"forward": (begin, clock.mark())}
+
+    return run
+
+
+def _training(module: nn.Module, x: Tensor) -> Run:
+    with torch.no_grad(), _autocast(x):
+        grad = torch.randn_like(module.eval()(x))
+    learned = [x, *module.parameters()]
+
+    def once(clock: Clock):
+        for tensor in learned:
+            tensor.grad = None
+        with _autocast(x):
+            begin = clock.start()
+            y = module(x)
+            middle = clock.mark()
+        y.backward(grad)
+        end = clock.mark()
+        return {"forward + backward": (begin, end), "backward": (middle, end)}
+
+    def run(clock: Clock):
+        module.train()
+        once(clock)  # for the caches, as above
+        return once(clock)
+
+    return run
+
+
+def _autocast(x: Tensor):
+    """In half precision activations run under autocast, as in mixed-precision training."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return torch.autocast(x.device.type, x.dtype)
+    return contextlib.nullcontext()
+
+
+class _PWLUBy(PWLU):
+    """A PWLU that is computed by another function of the same arguments."""
+
+    def __init__(self, function: Callable[..., Tensor], num_channels: int, num_intervals: int):
+        super().__init__(num_channels, num_intervals)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(
+            x, self.points, self.left_bound, self.right_bound, self.left_slope, self.right_slope
+        )
+
+
+class _Fallback(torch.autograd.Function):
+    """What PWLU costs where there are no kernels."""
+
+    @staticmethod
+    def forward(ctx, x, *parameters):
+        ctx.save_for_backward(x, *parameters)
+        return reference.pwlu(x, *parameters)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return reference.pwlu_backward(grad, *ctx.saved_tensors)
+
+
+def plain_pwlu(
+    x: Tensor,
+    points: Tensor,
+    left_bound: Tensor,
+    right_bound: Tensor,
+    left_slope: Tensor,
+    right_slope: Tensor,
+) -> Tensor:
+    """Channel-wise PWLU as one would write it in torch, differentiated by autograd.
+
+    ``x`` is ``[B, C, H, W]``, ``points`` ``[C, N+1]`` and the others ``[C]``.
+    """
+    num_points = points.shape[1]
+    first = torch.arange(points.shape[0], device=x.device).view(-1, 1, 1) * num_points
+    left, right, slope_left, slope_right = (
+        p.view(-1, 1, 1) for p in (left_bound, right_bound, left_slope, right_slope)
+    )
+    u = (x - left) * ((num_points - 1) / (right - left))
+    k = u.detach().floor().clamp(0, num_points - 2)
+    index = first + k.long()
+    low, high = points.take(index), points.take(index + 1)
+    y = low + (high - low) * (u - k)
+    y = torch.where(x < left, points[:, :1, None] + slope_left * (x - left), y)
+    y = torch.where(x >= right, points[:, -1:, None] + slope_right * (x - right), y)
+    return y.to(x.dtype)
+
+
+def _compiled_pwlu(num_channels: int, num_intervals: int) -> nn.Module:
+    # All shapes share one function, and the compiler gives up on a function after a few of them.
+    torch.compiler.reset()
+    return _PWLUBy(torch.compile(plain_pwlu, dynamic=False), num_channels, num_intervals)
+
+
+def site_shapes(cfg, batch: int, height: int, width: int) -> Counter[tuple[int, ...]]:
+    """The input shapes of a backbone's activations, and how many sites have each.
+
+    Args:
+        cfg: a config with a converted backbone, whose activation is relu.
+        batch: number of images, ``height`` x ``width`` pixels each.
+    """
+    from detectron2.modeling import build_backbone
+
+    shapes: Counter[tuple[int, ...]] = Counter()
+    with torch.device("meta"), torch.no_grad():
+        backbone = build_backbone(cfg).eval()
+        for module in backbone.modules():
+            if isinstance(module, nn.ReLU):
+                module.register_forward_pre_hook(lambda _, inputs: shapes.update([tuple(inputs[0].shape)]))
+        backbone(torch.empty(batch, 3, height, width))
+    return shapes

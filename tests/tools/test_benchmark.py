@@ -1,0 +1,291 @@
+"""Structure and arithmetic of the tables; never the times themselves."""
+
+import itertools
+import os
+import re
+import runpy
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import mobilenet_v3_small, resnet18
+
+from pwlu_det.activations.build import ACTIVATIONS
+from pwlu_det.activations.pwlu import PWLU
+from pwlu_det.analysis.benchmark import measure as measuring
+from pwlu_det.analysis.benchmark import models, networks, ops
+from pwlu_det.analysis.benchmark.measure import Clock, Contender, measure, peak_memory
+from pwlu_det.analysis.benchmark.table import table
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = str(ROOT / "tools/benchmark.py")
+QUICKSTART = str(ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_relu.yaml")
+QUICK = ("--rounds", "2", "--seconds", "0")
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Run the tool in this process, which then counts as one with warm memory."""
+    module = runpy.run_path(TOOL)
+    for name, value in module["WARM_MEMORY"].items():
+        monkeypatch.setenv(name, value)
+    for name in ("KINETO_LOG_LEVEL", "TORCH_CPP_LOG_LEVEL"):  # the tool sets them: undone afterwards
+        monkeypatch.setenv(name, "6")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [TOOL, *map(str, arguments)])
+        module["main"]()
+
+    return run
+
+
+def parse(text):
+    """The tables of a text: title to the list of rows, each a dict by column; a ÷ has its pass's name."""
+    tables = {}
+    for title, body in re.findall(r"^### (.*)\n\n((?:\|.*\n)+)", text, re.MULTILINE):
+        head, rule, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in body.splitlines())
+        assert set(rule) == {"---"}
+        head = [f"÷ {before}" if name == "÷" else name for before, name in zip(["", *head], head)]
+        assert all(len(row) == len(head) for row in rows)
+        tables[title] = [dict(zip(head, row)) for row in rows]
+    return tables
+
+
+def check_ratios(rows, passes):
+    """With two rounds the quartiles give both times, and each ratio must lie between the extremes."""
+    assert all(float(rows[0][f"÷ {name}, ms"]) == 1 for name in passes)
+    for row, name in itertools.product(rows, passes):
+        least, most = extremes(row[f"{name}, ms"])
+        base_least, base_most = extremes(rows[0][f"{name}, ms"])
+        assert least / base_most * 0.9 <= float(row[f"÷ {name}, ms"]) <= most / base_least * 1.1
+
+
+def extremes(cell):
+    median, low, high = map(float, re.fullmatch(r"(\S+) \((\S+) to (\S+)\)", cell).groups())
+    assert 0 < low <= median <= high
+    return median - 2 * (median - low), median + 2 * (high - median)
+
+
+def test_op_has_every_activation_and_consistent_ratios(benchmark, capsys, tmp_path):
+    arguments = ("--shapes", "2,16,64,64", "--num-intervals", 4)
+    benchmark("op", *arguments, *QUICK, "--output", tmp_path / "table.md")
+    text = capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text().strip() == text.strip()
+    command = "Command: `tools/benchmark.py op --shapes 2,16,64,64 --num-intervals 4"
+    for fact in (command, "Processor: ", "torch  ", "CPU kernels", "CPU threads", "CPU memory: warm"):
+        assert fact in text
+
+    ((title, rows),) = parse(text).items()
+    assert title == "2x16x64x64 float32, 2 rounds"
+    names = [row["activation"] for row in rows]
+    assert names[0] == "torch.relu" and len(set(names)) == len(names)
+    written = {"pwlu:fallback", "pwlu:plain-torch", "pwlu:compile", "torch.silu", "torch.prelu"}
+    assert set(names) == {"torch.relu", *written, *ACTIVATIONS, *ops.installed_peers()}
+    check_ratios(rows, ("forward", "forward + backward", "backward"))
+    # The output, and then the gradient of the input as well: half a MiB each.
+    assert (rows[0]["forward, MiB"], rows[0]["forward + backward, MiB"]) == ("0.5", "1.0")
+
+
+def test_both_layouts_in_half_precision_of_chosen_contenders(benchmark, capsys):
+    arguments = ("--shapes", "1,2,3,3", "--layout", "both", "--dtype", "bfloat16")
+    benchmark("op", *arguments, "--contenders", "pwlu", "swish", *QUICK)
+    tables = parse(capsys.readouterr().out)
+    assert list(tables) == ["1x2x3x3 bfloat16, 2 rounds", "1x2x3x3 bfloat16, channels_last, 2 rounds"]
+    for rows in tables.values():
+        assert [row["activation"] for row in rows] == ["torch.relu", "swish", "pwlu"]
+
+
+def test_model_has_both_phases_and_consistent_ratios(benchmark, capsys):
+    arguments = ("--config-file", QUICKSTART, "--network", "mobilenet_v3_small")
+    benchmark("model", *arguments, "--batch", 2, "--image-size", 64, 96, *QUICK)
+    tables = parse(capsys.readouterr().out)
+    rows_of = {title.split(",")[0]: rows for title, rows in tables.items()}
+    assert list(rows_of) == ["retinanet_R_18_FPN_digits_relu", "mobilenet_v3_small"]
+    assert all("2x64x96, 2 rounds" in title for title in tables)
+    for name, rows in rows_of.items():
+        names = ["relu", "pwlu, phase I", "pwlu, phase II"] + ["as published"] * ("digits" not in name)
+        assert [row["activation"] for row in rows] == names
+        check_ratios(rows, ("training step", "inference"))
+        memory = [(float(row["training step, MiB"]), float(row["inference, MiB"])) for row in rows]
+        assert all(training > inference > 0 for training, inference in memory)
+
+
+@pytest.mark.parametrize("row, collecting", [("pwlu, phase I", True), ("pwlu, phase II", False)])
+def test_a_row_is_in_the_phase_that_it_names(row, collecting):
+    trainee = networks.network("mobilenet_v3_small", "pwlu", 2, 32, 32, "cpu")
+    contender = models.model_contender(row, trainee, models.phases("pwlu")[row])
+    measure([contender], Clock("cpu"), max_rounds=2, seconds=0)
+    sites = [m for m in trainee.model.modules() if isinstance(m, PWLU)]
+    assert [site.collecting for site in sites] == [collecting] * len(sites)
+    realigned = [float(site.left_bound.detach().min()) != -3 for site in sites]
+    assert realigned == [not collecting] * len(sites)
+
+
+def test_mask_rcnn_steps_with_either_format_of_masks(cfg):
+    from detectors import set_detector
+
+    set_detector(cfg, "mask_rcnn")
+    for mask_format in ("polygon", "bitmask"):
+        cfg.INPUT.MASK_FORMAT = mask_format
+        trainee = models.detector(cfg, "swish", 1, 64, 64)
+        (result,) = measure([models.model_contender("swish", trainee, None)], Clock("cpu"), 2, 0)
+        assert list(result.times) == ["training step", "inference"]
+        assert [p.grad for p in trainee.model.parameters() if p.grad is None] == []
+
+
+class Script:
+    """A clock by which sample i of a contender lasts as long as scripted."""
+
+    is_cuda = False
+
+    def __init__(self, lasts):
+        self.lasts = lasts
+        self.log = []
+
+    def contender(self, name):
+        times = iter(self.lasts[name])
+
+        def run(clock):
+            self.log.append(name)
+            return {"pass": (0, next(times))}
+
+        return Contender(name, (run,))
+
+    def milliseconds(self, begin, end):
+        return end - begin
+
+
+def test_ratios_are_medians_within_rounds_of_interleaved_contenders(monkeypatch):
+    monkeypatch.setattr(measuring, "_page_faults", lambda: 0)  # two rounds of warm-up
+    warm_up, last = [7, 7], [7, 7]  # the last are for the memory
+    script = Script({"a": [*warm_up, 1, 10, 100, *last], "b": [*warm_up, 5, 20, 100, *last]})
+    results = measure([script.contender(name) for name in "ab"], script, max_rounds=3, seconds=1e9)
+    assert [r.times["pass"] for r in results] == [[1, 10, 100], [5, 20, 100]]
+    rounds = [script.log[i : i + 2] for i in range(0, 10, 2)]
+    assert all(sorted(names) == ["a", "b"] for names in rounds)
+    (rows,) = parse(table("title", results)).values()
+    assert rows[1]["pass, ms"] == f"{statistics.median([5, 20, 100]):#.3g}".rstrip(".") + " (12.5 to 60.0)"
+    assert rows[1]["÷ pass, ms"] == "2.00"  # the median of 5, 2 and 1
+
+
+def test_a_contender_that_fails_is_named():
+    def run(clock):
+        raise ZeroDivisionError("no")
+
+    with pytest.raises(RuntimeError, match="acon failed: no"):
+        measure([Contender("acon", (run,))], Clock("cpu"), max_rounds=2, seconds=0)
+
+
+def test_peak_memory_is_of_the_run_alone():
+    mib = 2**18  # float32
+    held = [torch.empty(8 * mib)]
+
+    def run(clock):
+        held.clear()  # memory from before the run does not count
+        a = torch.empty(mib)
+        b = torch.empty(2 * mib)
+        del a
+        held.extend([torch.empty(3 * mib), b])
+        return {}
+
+    assert [peak_memory(run, Clock("cpu")) for _ in range(2)] == [5 * 2**20] * 2
+
+
+@pytest.mark.parametrize("function", [ops.plain_pwlu, ops._Fallback.apply], ids=["plain", "fallback"])
+def test_other_ways_to_compute_pwlu_are_pwlu(function):
+    torch.manual_seed(0)
+    site = PWLU(3, num_intervals=5).double()
+    with torch.no_grad():
+        for p in site.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    x = (4 * torch.randn(2, 3, 7, 5, dtype=torch.float64)).requires_grad_(True)
+    g = torch.randn_like(x)
+    leaves = [x, *site.parameters()]
+    expected, actual = site(x), function(*leaves)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, leaves, g), torch.autograd.grad(expected, leaves, g)
+    )
+
+
+def test_sites_of_r50_fpn():
+    """Counted by hand from the architecture: 1 + 3 * (3 + 4 + 6 + 3) and the one between P6 and P7."""
+    sites = runpy.run_path(TOOL)["op_shapes"]("coco")
+    expected = {(64, 400, 672): 1, (64, 200, 336): 6, (256, 200, 336): 3, (256, 13, 21): 1}
+    expected |= {(128, 200, 336): 1, (128, 100, 168): 7, (512, 100, 168): 4, (256, 100, 168): 1}
+    expected |= {(256, 50, 84): 11, (1024, 50, 84): 6, (512, 50, 84): 1, (512, 25, 42): 5, (2048, 25, 42): 3}
+    assert sites == {(2, *shape): count for shape, count in expected.items()}
+
+
+def test_converted_networks():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 64, 64)
+    stock = resnet18().eval()
+    converted = resnet18().eval()
+    converted.load_state_dict(stock.state_dict())
+    networks.convert(converted, lambda num_channels: nn.ReLU())
+    assert torch.equal(converted(x), stock(x))
+
+    resnet, mobile = resnet18(), mobilenet_v3_small()
+    classifier = str(mobile.classifier)
+    networks.convert(resnet, PWLU)
+    networks.convert(mobile, PWLU)
+    assert sum(isinstance(m, PWLU) for m in resnet.modules()) == 17
+    # One before and one after the 11 blocks, and two in each of these but the first, which has no expansion.
+    assert sum(isinstance(m, PWLU) for m in mobile.modules()) == 23
+    assert str(mobile.classifier) == classifier
+    squeezes = [m for m in mobile.modules() if type(m).__name__ == "SqueezeExcitation"]
+    assert len(squeezes) == 9 and all(isinstance(m.activation, nn.ReLU) for m in squeezes)
+    assert mobile.eval()(x).shape == (2, 1000)
+
+
+def test_warm_memory_is_asked_for_before_torch_is_loaded(monkeypatch):
+    module = runpy.run_path(TOOL)
+    for name in module["WARM_MEMORY"]:
+        monkeypatch.delenv(name, raising=False)
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    monkeypatch.setattr(sys, "argv", [TOOL, "op"])
+    module["keep_memory"](module["build_parser"]())
+    ((program, arguments, environment),) = calls
+    assert (program, arguments) == (sys.executable, [sys.executable, TOOL, "op"])
+    assert module["WARM_MEMORY"].items() <= environment.items()
+
+
+MISUSES = {
+    "shape": (["op", "--shapes", "2,64"], "'2,64' is neither coco nor demo nor four sizes as in"),
+    "empty shape": (["op", "--shapes", "2,0,4,4"], "nor four sizes"),
+    "dtype": (["op", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+    "device": (["op", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+    "no GPU": (["op", "--device", "cuda"], "--device is cuda, and torch finds no GPU on this machine"),
+    "contender": (["op", "--contenders", "relu7"], "unknown contender 'relu7'; known are torch.relu"),
+    "one round": (["op", "--rounds", "1"], "1 is not at least 2, which quartiles need"),
+    "threads": (["op", "--threads", "0"], "argument --threads: 0 is not at least 1"),
+    "output": (["op", "--output", "none/table.md"], "--output: there is no folder none"),
+    "nothing to do": (["model"], "model needs --config-file or --network"),
+    "activation": (["model", "--network", "resnet18", "--activations", "relu7"], "activation 'relu7'; known"),
+    "network": (
+        ["model", "--network", "resnet7"],
+        "unknown network 'resnet7'; known are resnet18, mobilenet",
+    ),
+    "config": (["model", "--config-file", "none.yaml"], "--config-file none.yaml"),
+    "stock backbone": (
+        ["model", "--config-file", QUICKSTART, "--opts", "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"],
+        "it must be build_act_resnet_fpn_backbone for MODEL.ACTIVATION.NAME 'pwlu'",
+    ),
+    "key": (["model", "--config-file", QUICKSTART, "--opts", "MODEL.X", "1"], "Non-existent key: MODEL.X"),
+}
+
+
+@pytest.mark.parametrize("case", MISUSES)
+def test_misuse_is_one_clear_error(case, benchmark, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    arguments, message = MISUSES[case]
+    with pytest.raises(SystemExit) as stop:
+        benchmark(*arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")

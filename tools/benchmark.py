@@ -1,0 +1,242 @@
+#!/usr/bin/env python
+"""Time activations, alone ("op") or in models ("model"); prints Markdown tables."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SITES = {  # --shapes: whose sites, with how many images of which height and width
+    "coco": ("coco/retinanet_R_50_FPN_3x_relu.yaml", 2, 800, 1344),
+    "demo": ("quickstart/retinanet_R_18_FPN_digits_relu.yaml", 4, 96, 96),
+}
+LAYOUTS = {"contiguous": (False,), "channels_last": (True,), "both": (False, True)}
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+# glibc then takes no memory by mmap and gives none back, so that freed blocks are used again.
+WARM_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+
+
+def main() -> None:
+    parser = build_parser()
+    args = parser.parse_args()
+    if args.output and not args.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {args.output.parent}")
+    if args.memory == "warm" and args.device == "cpu":
+        keep_memory(parser)
+    # Read when torch is imported: its profiler would say that it starts and ends, for each row.
+    os.environ.update(KINETO_LOG_LEVEL="6", TORCH_CPP_LOG_LEVEL="ERROR")
+    import torch
+
+    from pwlu_det.analysis.benchmark.table import header
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda, and torch finds no GPU on this machine; cpu is allowed")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    tables = op_tables(args) if args.command == "op" else model_tables(args)
+    texts = [header(shlex.join(["tools/benchmark.py", *sys.argv[1:]]), args.memory)]
+    print(texts[0], flush=True)
+    try:
+        for text in tables:
+            print(text, flush=True)
+            texts.append(text)
+    except ValueError as error:  # an argument that only the registry or a config can check
+        parser.error(str(error))
+    if args.output:
+        args.output.write_text("\n".join(texts))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    common.add_argument(
+        "--threads", type=positive_int, metavar="N", help="of torch (default: its own choice)"
+    )
+    common.add_argument(
+        "--memory",
+        choices=("warm", "fresh"),
+        default="warm",
+        help="CPU: let freed memory be used again, so that page faults are not timed, or leave the "
+        "allocator as it is (default: warm)",
+    )
+    common.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="of warm-up, and of timing, for each row and run (default: 1)",
+    )
+    common.add_argument("--rounds", type=rounds, default=500, help="the most rounds, from 2 (default: 500)")
+    common.add_argument("--output", type=Path, metavar="FILE", help="a file to write the tables to as well")
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    op = commands.add_parser(
+        "op",
+        parents=[common],
+        help="activations on one tensor",
+        description="Forward (as in inference), forward + backward, and backward of every activation on one "
+        "tensor; beside them PWLU without its kernels, and installed packages by others.",
+    )
+    op.add_argument(
+        "--shapes",
+        type=shapes,
+        default="demo",
+        metavar="coco|demo|B,C,H,W",
+        help="all sites of R-50-FPN for 2 images of 800 x 1344, of the quickstart's R-18-FPN for 4 of 96 x 96"
+        " (default), or one shape",
+    )
+    op.add_argument("--layout", choices=LAYOUTS, default="contiguous", help="(default: contiguous)")
+    op.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
+    op.add_argument(
+        "--num-intervals", type=positive_int, default=16, metavar="N", help="of PWLU (default: 16)"
+    )
+    op.add_argument("--contenders", nargs="+", default=(), metavar="NAME", help="only these rows")
+
+    model = commands.add_parser(
+        "model",
+        parents=[common],
+        help="models",
+        description="The training step (forward, losses, backward, optimiser) and the inference of models by "
+        "activation, with random weights and synthetic images. --network has those of the paper's Table 4.",
+    )
+    model.add_argument("--config-file", nargs="+", default=[], metavar="FILE", help="detectors")
+    model.add_argument(
+        "--network", nargs="+", default=[], metavar="NAME", help="resnet18, mobilenet_v3_small"
+    )
+    model.add_argument("--activations", nargs="+", default=["pwlu"], metavar="NAME", help="(default: pwlu)")
+    model.add_argument(
+        "--batch", type=positive_int, help="images (default: 2 for a detector, 64 for a classifier)"
+    )
+    model.add_argument(
+        "--image-size",
+        type=positive_int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="(default: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST of the config; 224 224 for a classifier)",
+    )
+    model.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
+    return parser
+
+
+def positive_int(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def rounds(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 2, which quartiles need")
+    return number
+
+
+def shapes(text: str) -> str | tuple[int, ...]:
+    if text in SITES:
+        return text
+    sizes = text.split(",")
+    if len(sizes) != 4 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither {' nor '.join(SITES)} nor four sizes as in 2,256,100,168"
+        )
+    return tuple(map(int, sizes))
+
+
+def keep_memory(parser: argparse.ArgumentParser) -> None:
+    """Start this process anew, with a C library that keeps its memory: it reads these variables once."""
+    if all(os.environ.get(name) == value for name, value in WARM_MEMORY.items()):
+        return
+    if platform.libc_ver()[0] != "glibc":
+        parser.error("--memory warm needs glibc, which this system does not have; fresh is allowed")
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **WARM_MEMORY})
+
+
+def op_tables(args: argparse.Namespace) -> Iterator[str]:
+    import torch
+
+    from pwlu_det.analysis.benchmark import ops
+    from pwlu_det.analysis.benchmark.measure import Clock, measure
+    from pwlu_det.analysis.benchmark.table import table
+
+    yield ops.LEGEND
+    if not ops.installed_peers():
+        yield f"Not installed, so not compared: {', '.join(ops.PEERS)}."
+    yield ""
+    clock = Clock(args.device)
+    for shape, num_sites in op_shapes(args.shapes).items():
+        for channels_last in LAYOUTS[args.layout]:
+            setting = ops.Setting(
+                shape, channels_last, getattr(torch, args.dtype), args.device, args.num_intervals
+            )
+            title = f"{'x'.join(map(str, shape))} {args.dtype}" + ", channels_last" * channels_last
+            if num_sites:
+                title += f", {num_sites} sites of {args.shapes}"
+            contenders = ops.op_contenders(setting, args.contenders)
+            yield table(title, measure(contenders, clock, args.rounds, args.seconds))
+
+
+def op_shapes(chosen: str | tuple[int, ...]) -> dict[tuple[int, ...], int]:
+    """The shapes, and how many sites have each (0: it is nobody's)."""
+    if isinstance(chosen, tuple):
+        return {chosen: 0}
+    from pwlu_det.analysis.benchmark.ops import site_shapes
+    from pwlu_det.config import load_config
+
+    config, batch, height, width = SITES[chosen]
+    return site_shapes(load_config(str(CONFIGS / config), []), batch, height, width)
+
+
+def model_tables(args: argparse.Namespace) -> Iterator[str]:
+    for package in ("detectron2", "torchvision"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"model needs {package}, which is not installed")
+    if not args.config_file and not args.network:
+        raise ValueError("model needs --config-file or --network")
+    from pwlu_det.activations.build import get_family
+    from pwlu_det.analysis.benchmark import models, networks
+    from pwlu_det.config import load_config
+
+    activations = list(dict.fromkeys(["relu", *args.activations]))
+    for name in activations:
+        get_family(name)
+    device = ["MODEL.DEVICE", args.device]
+    configs = {path: load_config(path, [*device, *args.opts]) for path in args.config_file}
+    for path, cfg in configs.items():
+        height, width = args.image_size or (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        batch = args.batch or 2
+        contenders = [
+            models.model_contender(row, models.detector(cfg, name, batch, height, width), phase1_iters)
+            for name in activations
+            for row, phase1_iters in models.phases(name).items()
+        ]
+        yield model_table(args, Path(path).stem, (batch, height, width), contenders)
+    for network in args.network:
+        height, width = args.image_size or (224, 224)
+        size = (args.batch or 64, height, width)
+        contenders = [
+            models.model_contender(row, networks.network(network, name, *size, args.device), phase1_iters)
+            for name in [*activations, networks.AS_PUBLISHED]
+            for row, phase1_iters in models.phases(name).items()
+        ]
+        yield model_table(args, network, size, contenders)
+
+
+def model_table(args: argparse.Namespace, name: str, size: tuple[int, ...], contenders: list) -> str:
+    from pwlu_det.analysis.benchmark.measure import Clock, measure
+    from pwlu_det.analysis.benchmark.table import table
+
+    results = measure(contenders, Clock(args.device), args.rounds, args.seconds)
+    return table(f"{name}, {'x'.join(map(str, size))}", results)
+
+
+if __name__ == "__main__":
+    main()
