@@ -20,7 +20,9 @@ def extensions() -> list:
         print(f"pwlu_det: building no kernels: {missing}")
         return []
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    sources = ["pwlu_cpu.cpp", "baseline.cpp", *(["avx2.cpp", "avx512.cpp"] if x86 else [])]
+    sources = ["pwlu_cpu.cpp", "pointwise_cpu.cpp", "baseline_pwlu.cpp"]
+    if x86:
+        sources += [f"{name}_{ops}.cpp" for name in ("avx2", "avx512") for ops in ("pwlu", "pointwise")]
     return [
         CppExtension(
             NAME,

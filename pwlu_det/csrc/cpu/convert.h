@@ -69,6 +69,12 @@ inline void from_float(float x, Half& to) {
   }
 }
 
+template <typename T>
+inline void from_double(double x, T& to) {
+  from_float(float(x), to);
+}
+inline void from_double(double x, double& to) { to = x; }
+
 // Two floats that are added together.
 typedef float Pair __attribute__((vector_size(8)));
 

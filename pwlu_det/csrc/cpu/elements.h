@@ -26,7 +26,7 @@ void forward_carefully(const T* x, T* y, int64_t n, int64_t stride, const Functi
     using R = decltype(line.left);
     for (int64_t i = 0; i < n * stride; i += stride) {
       if (!all && std::isfinite(to_float(y[i]))) continue;
-      from_float(float(pwlu::evaluate_carefully(f.parameters, line, R(to_float(x[i]))).value), y[i]);
+      from_double(pwlu::evaluate_carefully(f.parameters, line, R(to_float(x[i]))).value, y[i]);
     }
   });
 }
@@ -39,7 +39,7 @@ void backward_carefully(const T* grad, const T* x, T* grad_x, int64_t n, int64_t
     for (int64_t i = 0; i < n * stride; i += stride) {
       const double g = to_float(grad[i]);
       const pwlu::Careful at = pwlu::evaluate_carefully(f.parameters, line, R(to_float(x[i])));
-      from_float(float(g * at.slope), grad_x[i]);
+      from_double(g * at.slope, grad_x[i]);
       moments.amount[at.k + 1] += g;
       moments.moment[at.k + 1] += g * at.distance;
     }

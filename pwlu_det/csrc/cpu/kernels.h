@@ -69,16 +69,46 @@ struct DtypeKernels {
                           ShiftedSums* sums);
 };
 
-struct Kernels {
-  const char* name;
+// Parameters of neighbouring channels: parameter k of channel c is at k * stride + c. Of `narrow` whole vectors can
+// be read behind the last channel.
+struct ChannelParameters {
+  int channels, size;
+  int64_t stride;
+  const float* narrow;
+  const double* wide;
+};
+
+// Kernels of a pointwise activation for elements of type T: `rows` times the channels of p, with `stride` elements
+// from row to row; with a stride of 1 it is one channel. Backward adds to sums, [channels, size].
+template <typename T>
+struct PointwiseDtype {
+  void (*forward)(const T* x, T* y, int64_t rows, int64_t stride, const ChannelParameters& p);
+  void (*backward)(const T* grad, const T* x, T* grad_x, int64_t rows, int64_t stride, const ChannelParameters& p,
+                   double* sums);
+};
+
+struct PointwiseKernels {
+  PointwiseDtype<float> f32;
+  PointwiseDtype<BFloat16> bf16;
+  PointwiseDtype<Half> f16;
+  PointwiseDtype<double> f64;
+};
+
+struct AllPointwise {
+  PointwiseKernels prelu, swish, acon_b, acon_c, meta_acon_pixel, apl_3, apl, pau, srelu, mixture, slaf;
+};
+
+struct PwluKernels {
   DtypeKernels<float, float> f32;
   DtypeKernels<BFloat16, float> bf16;
   DtypeKernels<Half, float> f16;
   DtypeKernels<double, double> f64;
 };
 
-const Kernels& avx512_kernels();  // these two on x86-64 alone
-const Kernels& avx2_kernels();
-const Kernels& baseline_kernels();
+const PwluKernels& avx512_pwlu();  // these on x86-64 alone
+const PwluKernels& avx2_pwlu();
+const AllPointwise& avx512_pointwise();
+const AllPointwise& avx2_pointwise();
+const PwluKernels& baseline_pwlu();
 
 }  // namespace pwlu

@@ -1,92 +1,18 @@
-// The CPU side of the ops: the choice of kernels, and what they are run on.
+// The PWLU ops on a CPU.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <cstdlib>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "convert.h"
+#include "dispatch.h"
 #include "functions.h"
-#include "kernels.h"
 #include "layout.h"
 
 namespace pwlu {
 namespace {
-
-#ifdef PWLU_X86
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
-
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-#endif
-
-// The best that the processor has, or a lesser one that PWLU_DET_CPU_KERNELS names.
-const Kernels& choose_kernels() {
-#ifdef PWLU_X86
-  const char* variable = std::getenv("PWLU_DET_CPU_KERNELS");
-  const std::string most = variable ? variable : "avx512";
-  if (has_avx512() && most == "avx512") return avx512_kernels();
-  if (has_avx2() && (most == "avx512" || most == "avx2")) return avx2_kernels();
-#endif
-  return baseline_kernels();
-}
-
-const Kernels& kernels() {
-  static const Kernels& chosen = choose_kernels();
-  return chosen;
-}
-
-// What a torch dtype is in the kernels: the type of an element, and the arithmetic.
-template <typename T>
-struct Dtype;
-template <>
-struct Dtype<float> {
-  using Compute = float;
-  static const auto& kernels_of(const Kernels& all) { return all.f32; }
-};
-template <>
-struct Dtype<BFloat16> {
-  using Compute = float;
-  static const auto& kernels_of(const Kernels& all) { return all.bf16; }
-};
-template <>
-struct Dtype<Half> {
-  using Compute = float;
-  static const auto& kernels_of(const Kernels& all) { return all.f16; }
-};
-template <>
-struct Dtype<double> {
-  using Compute = double;
-  static const auto& kernels_of(const Kernels& all) { return all.f64; }
-};
-
-template <typename F>
-void with_dtype(const Tensor& x, const F& f) {
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      return f(float{});
-    case at::kBFloat16:
-      return f(BFloat16{});
-    case at::kHalf:
-      return f(Half{});
-    case at::kDouble:
-      return f(double{});
-    default:
-      TORCH_CHECK(false, "pwlu: dtype ", x.scalar_type(), " is not supported");
-  }
-}
-
-// A tensor like x, as the ops return it: x's own strides where it is dense.
-Tensor with_layout_of(const Tensor& x, const Tensor& dense, const Tensor& result) {
-  return x.is_same(dense) ? result : at::empty_like(x).copy_(result);
-}
 
 Tensor pwlu_cpu(const Tensor& x, const Tensor& points, const Tensor& left_bound, const Tensor& right_bound,
                 const Tensor& left_slope, const Tensor& right_slope) {
@@ -95,7 +21,7 @@ Tensor pwlu_cpu(const Tensor& x, const Tensor& points, const Tensor& left_bound,
   const Layout layout = layout_of(dense, points.size(0), format);
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
-    const auto& run = Dtype<T>::kernels_of(kernels());
+    const auto& run = Dtype<T>::of(kernels().pwlu);
     Functions<typename Dtype<T>::Compute> functions(points, left_bound, right_bound, left_slope, right_slope);
     if (layout.channels_last) functions.prepare_blocks();
     const T* from = static_cast<const T*>(dense.const_data_ptr());
@@ -127,7 +53,7 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
 
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
-    const auto& run = Dtype<T>::kernels_of(kernels());
+    const auto& run = Dtype<T>::of(kernels().pwlu);
     Functions<typename Dtype<T>::Compute> functions(points, left_bound, right_bound, left_slope, right_slope);
     if (layout.channels_last) functions.prepare_blocks();
     const auto* from = static_cast<const T*>(dense.const_data_ptr());
@@ -175,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cpu(const Tensor& x, const Tensor
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
     if (x.numel() == 0) return;
-    const auto& run = Dtype<T>::kernels_of(kernels());
+    const auto& run = Dtype<T>::of(kernels().pwlu);
     const auto* from = static_cast<const T*>(dense.const_data_ptr());
     auto* to = static_cast<T*>(y.mutable_data_ptr());
     std::vector<double> shift(count);  // each channel's first element

@@ -38,6 +38,8 @@ struct Vec {
   }
 };
 
+PWLU_INLINE Vec operator+(Vec a, Vec b) { return _mm256_add_ps(a.v, b.v); }
+PWLU_INLINE Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.v, b.v); }
 PWLU_INLINE Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
 PWLU_INLINE Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.v, b.v); }
 PWLU_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
@@ -47,6 +49,16 @@ PWLU_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a.v, b.v); }
 // max(a, 0) that keeps NaN
 PWLU_INLINE Vec relu(Vec a) { return _mm256_max_ps(_mm256_setzero_ps(), a.v); }
 PWLU_INLINE Vec where_negative(Vec condition, Vec a, Vec b) { return _mm256_blendv_ps(b.v, a.v, condition.v); }
+PWLU_INLINE Vec where_positive(Vec condition, Vec a, Vec b) {
+  return _mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(condition.v, _mm256_setzero_ps(), _CMP_GT_OQ));
+}
+PWLU_INLINE Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
+PWLU_INLINE Vec round(Vec a) { return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// a * 2^n for whole n of at least -126
+PWLU_INLINE Vec scale(Vec a, Vec n) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_cvttps_epi32(n.v), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), exponent));
+}
 PWLU_INLINE bool any_nan(Vec a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
 
 // Sums of a - shift, and of its squares, in double and by lane.

@@ -32,6 +32,8 @@ struct Vec {
   }
 };
 
+PWLU_INLINE Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.v, b.v); }
+PWLU_INLINE Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.v, b.v); }
 PWLU_INLINE Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
 PWLU_INLINE Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
 PWLU_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
@@ -43,6 +45,13 @@ PWLU_INLINE Vec relu(Vec a) { return _mm512_max_ps(_mm512_setzero_ps(), a.v); }
 PWLU_INLINE Vec where_negative(Vec condition, Vec a, Vec b) {
   return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(condition.v)), b.v, a.v);
 }
+PWLU_INLINE Vec where_positive(Vec condition, Vec a, Vec b) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(condition.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v, a.v);
+}
+PWLU_INLINE Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
+PWLU_INLINE Vec round(Vec a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// a * 2^n for whole n
+PWLU_INLINE Vec scale(Vec a, Vec n) { return _mm512_scalef_ps(a.v, n.v); }
 PWLU_INLINE bool any_nan(Vec a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 
 // Sums of a - shift, and of its squares, in double and by lane.

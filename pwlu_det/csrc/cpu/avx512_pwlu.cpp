@@ -1,4 +1,4 @@
-// For processors with AVX-512 (F, BW, DQ, VL); see avx2.cpp about the pragma.
+// PWLU for processors with AVX-512 (F, BW, DQ, VL); see avx2_pwlu.cpp about the pragma.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -9,12 +9,12 @@
 
 #include "vec_avx512.h"
 
-#include "all_kernels.h"  // over those vectors
+#include "pwlu.h"  // over those vectors
 
 namespace pwlu {
 
-const Kernels& avx512_kernels() {
-  static constexpr Kernels kernels = all_kernels("avx512");
+const PwluKernels& avx512_pwlu() {
+  static constexpr PwluKernels kernels = pwlu_kernels();
   return kernels;
 }
 

@@ -1,4 +1,4 @@
-// For processors with AVX2, FMA and F16C. The pragma makes this file use them whatever the compiler's flags
+// PWLU for processors with AVX2, FMA and F16C. The pragma makes this file use them whatever the compiler's flags
 // are; what other files share must not be compiled below it, so all headers of others come first.
 #include <algorithm>
 #include <cmath>
@@ -10,12 +10,12 @@
 
 #include "vec_avx2.h"
 
-#include "all_kernels.h"  // over those vectors
+#include "pwlu.h"  // over those vectors
 
 namespace pwlu {
 
-const Kernels& avx2_kernels() {
-  static constexpr Kernels kernels = all_kernels("avx2");
+const PwluKernels& avx2_pwlu() {
+  static constexpr PwluKernels kernels = pwlu_kernels();
   return kernels;
 }
 

@@ -1,0 +1,107 @@
+// The choice of kernels, and of their dtype.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "kernels.h"
+
+namespace pwlu {
+namespace {
+
+using at::Tensor;
+
+struct AllKernels {
+  const char* name;
+  const PwluKernels& pwlu;
+  const AllPointwise* pointwise;  // or none: plain torch has vectors of its own
+};
+
+#ifdef PWLU_X86
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+// The best that the processor has, or a lesser one that PWLU_DET_CPU_KERNELS names.
+AllKernels choose_kernels() {
+#ifdef PWLU_X86
+  const char* variable = std::getenv("PWLU_DET_CPU_KERNELS");
+  const std::string most = variable ? variable : "avx512";
+  if (has_avx512() && most == "avx512") return {"avx512", avx512_pwlu(), &avx512_pointwise()};
+  if (has_avx2() && (most == "avx512" || most == "avx2")) return {"avx2", avx2_pwlu(), &avx2_pointwise()};
+#endif
+  return {"baseline", baseline_pwlu(), nullptr};
+}
+
+const AllKernels& kernels() {
+  static const AllKernels chosen = choose_kernels();
+  return chosen;
+}
+
+// What a torch dtype is in the kernels: the type of an element, and the arithmetic.
+template <typename T>
+struct Dtype;
+template <>
+struct Dtype<float> {
+  using Compute = float;
+  template <typename K>
+  static const auto& of(const K& kernels) {
+    return kernels.f32;
+  }
+};
+template <>
+struct Dtype<BFloat16> {
+  using Compute = float;
+  template <typename K>
+  static const auto& of(const K& kernels) {
+    return kernels.bf16;
+  }
+};
+template <>
+struct Dtype<Half> {
+  using Compute = float;
+  template <typename K>
+  static const auto& of(const K& kernels) {
+    return kernels.f16;
+  }
+};
+template <>
+struct Dtype<double> {
+  using Compute = double;
+  template <typename K>
+  static const auto& of(const K& kernels) {
+    return kernels.f64;
+  }
+};
+
+template <typename F>
+void with_dtype(const Tensor& x, const F& f) {
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      return f(float{});
+    case at::kBFloat16:
+      return f(BFloat16{});
+    case at::kHalf:
+      return f(Half{});
+    case at::kDouble:
+      return f(double{});
+    default:
+      TORCH_CHECK(false, "pwlu_det: dtype ", x.scalar_type(), " is not supported");
+  }
+}
+
+// A tensor like x, as the ops return it: x's own strides where it is dense.
+Tensor with_layout_of(const Tensor& x, const Tensor& dense, const Tensor& result) {
+  return x.is_same(dense) ? result : at::empty_like(x).copy_(result);
+}
+
+}  // namespace
+}  // namespace pwlu

@@ -1,0 +1,189 @@
+// The kernels of the pointwise activations, one skeleton for all.
+#pragma once
+
+#include "../pointwise_math.h"
+#include "vectors.h"
+
+namespace {
+
+using pwlu::ChannelParameters;
+
+// e to a power that is not positive, and 0 from -87 on: a polynomial within half of ln 2, times a power of 2. Its
+// coefficients are those of expf in the Cephes library.
+PWLU_INLINE Vec exp_of_negative(Vec a) {
+  const Vec least(-87.0f), bounded = max(least, a), n = round(bounded * Vec(1.44269504f));
+  const Vec r = fma(n, Vec(2.12194440e-4f), fma(n, Vec(-0.693359375f), bounded));
+  Vec p(1.9875691500e-4f);
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
+    p = fma(p, r, Vec(c));
+  }
+  return where_positive(least - a, Vec(0.0f), scale(fma(p * r, r, r + Vec(1.0f)), n));
+}
+
+constexpr int kMaxParameters = 64;
+
+// How many vectors a sum in float runs over before it is added up in double.
+constexpr int64_t kVectorsAtOnce = 256;
+
+// Elements of one channel, in double: for float64, and for what was not finite in float.
+template <typename F, typename T>
+void forward_elements(const F& f, const T* x, T* y, int64_t n, int64_t stride, const ChannelParameters& p,
+                      int channel, bool all) {
+  double own[kMaxParameters];
+  for (int k = 0; k < p.size; ++k) own[k] = p.wide[k * p.stride + channel];
+  for (int64_t i = channel; i < channel + n * stride; i += stride) {
+    if (all || !std::isfinite(to_float(y[i]))) from_double(f.forward(double(to_float(x[i])), own), y[i]);
+  }
+}
+
+template <typename F, typename T>
+void backward_elements(const F& f, const T* grad, const T* x, T* grad_x, int64_t n, int64_t stride,
+                       const ChannelParameters& p, int channel, double* sums) {
+  double own[kMaxParameters], by_own[kMaxParameters];
+  for (int k = 0; k < p.size; ++k) own[k] = p.wide[k * p.stride + channel];
+  for (int64_t i = channel; i < channel + n * stride; i += stride) {
+    const double g = to_float(grad[i]);
+    from_double(g * f.backward(double(to_float(x[i])), own, by_own), grad_x[i]);
+    for (int k = 0; k < p.size; ++k) sums[k] += g * by_own[k];
+  }
+}
+
+// An activation's kernels. `rows` times the channels of p lie in memory with `stride` elements from row to row; a
+// stride of 1 is one channel's elements side by side.
+template <typename F, typename T>
+struct Pointwise {
+  // The number of parameters, known to the compiler where it can be.
+  static int size_of(const ChannelParameters& p) { return F::kSize ? F::kSize : p.size; }
+  static constexpr int kRoom = F::kSize ? F::kSize : kMaxParameters;
+
+  static F make(const ChannelParameters& p) {
+    if constexpr (F::kSize)
+      return F{};
+    else
+      return F::of_size(p.size);
+  }
+
+  static void forward(const T* x, T* y, int64_t rows, int64_t stride, const ChannelParameters& p) {
+    const F f = make(p);
+    if constexpr (std::is_same_v<T, double>) {
+      for (int c = 0; c < p.channels; ++c) forward_elements(f, x, y, rows, stride, p, c, true);
+    } else {
+      const bool finite = stride == 1 ? forward_row(f, x, y, rows, p) : forward_block(f, x, y, rows, stride, p);
+      for (int c = 0; c < p.channels && !finite; ++c) forward_elements(f, x, y, rows, stride, p, c, false);
+    }
+  }
+
+  // sums is [channels, size]
+  static void backward(const T* grad, const T* x, T* grad_x, int64_t rows, int64_t stride, const ChannelParameters& p,
+                       double* sums) {
+    const F f = make(p);
+    const auto elements = [&](int64_t at, int64_t n) {
+      for (int c = 0; c < p.channels; ++c) {
+        backward_elements(f, grad + at, x + at, grad_x + at, n, stride, p, c, sums + c * p.size);
+      }
+    };
+    if constexpr (std::is_same_v<T, double>) {
+      elements(0, rows);
+    } else {
+      const int64_t part = kVectorsAtOnce * (stride == 1 ? Vec::kSize : 1);
+      for (int64_t from = 0; from < rows; from += part) {
+        const int64_t at = from * stride, n = std::min(part, rows - from);
+        const bool finite = stride == 1 ? backward_row(f, grad + at, x + at, grad_x + at, n, p, sums)
+                                        : backward_block(f, grad + at, x + at, grad_x + at, n, stride, p, sums);
+        if (!finite) elements(at, n);
+      }
+    }
+  }
+
+ private:
+  static bool forward_row(const F& f, const T* x, T* y, int64_t n, const ChannelParameters& p) {
+    Vec own[kRoom], trap(0.0f);
+    for (int k = 0; k < size_of(p); ++k) own[k] = Vec(p.narrow[k * p.stride]);
+    for_vectors(n, [&](int64_t i, int count) {
+      const Vec yv = f.forward(load(x + i, count), own);
+      trap = fma(yv, Vec(0.0f), trap);
+      store(yv, y + i, count);
+    });
+    return !any_nan(trap);
+  }
+
+  static bool forward_block(const F& f, const T* x, T* y, int64_t rows, int64_t stride, const ChannelParameters& p) {
+    Vec own[kRoom], trap(0.0f);
+    for (int64_t r = 0; r < rows; ++r) {
+      for_vectors(p.channels, [&](int64_t c, int count) {
+        for (int k = 0; k < size_of(p); ++k) own[k] = Vec::load(p.narrow + k * p.stride + c);
+        const Vec yv = f.forward(load(x + r * stride + c, count), own);
+        trap = fma(yv, Vec(0.0f), trap);
+        store(yv, y + r * stride + c, count);
+      });
+    }
+    return !any_nan(trap);
+  }
+
+  // These two add nothing to the sums where anything was not finite. Beyond the end g is 0: it adds nothing.
+  static bool backward_row(const F& f, const T* grad, const T* x, T* grad_x, int64_t n, const ChannelParameters& p,
+                           double* sums) {
+    const int size = size_of(p);
+    Vec own[kRoom], by_own[kRoom], total[kRoom], trap(0.0f);
+    for (int k = 0; k < size; ++k) own[k] = Vec(p.narrow[k * p.stride]), total[k] = Vec(0.0f);
+    for_vectors(n, [&](int64_t i, int count) {
+      const Vec g = load(grad + i, count), dx = g * f.backward(load(x + i, count), own, by_own);
+      trap = fma(dx, Vec(0.0f), trap);
+      store(dx, grad_x + i, count);
+      for (int k = 0; k < size; ++k) total[k] = fma(g, by_own[k], total[k]);
+    });
+    for (int k = 0; k < size; ++k) trap = fma(total[k], Vec(0.0f), trap);
+    if (any_nan(trap)) return false;
+    for (int k = 0; k < size; ++k) {
+      float lanes[Vec::kSize];
+      total[k].store(lanes);
+      for (float lane : lanes) sums[k] += lane;
+    }
+    return true;
+  }
+
+  static bool backward_block(const F& f, const T* grad, const T* x, T* grad_x, int64_t rows, int64_t stride,
+                             const ChannelParameters& p, double* sums) {
+    constexpr int kRow = pwlu::kBlockChannels + pwlu::kLanePadding;
+    const int size = size_of(p);
+    std::vector<float> total(size * kRow, 0.0f);
+    Vec own[kRoom], by_own[kRoom], trap(0.0f);
+    for (int64_t r = 0; r < rows; ++r) {
+      for_vectors(p.channels, [&](int64_t c, int count) {
+        for (int k = 0; k < size; ++k) own[k] = Vec::load(p.narrow + k * p.stride + c);
+        const int64_t i = r * stride + c;
+        const Vec g = load(grad + i, count), dx = g * f.backward(load(x + i, count), own, by_own);
+        trap = fma(dx, Vec(0.0f), trap);
+        store(dx, grad_x + i, count);
+        for (int k = 0; k < size; ++k) {
+          float* sum = total.data() + k * kRow + c;
+          fma(g, by_own[k], Vec::load(sum)).store(sum);
+        }
+      });
+    }
+    for (float sum : total) trap = fma(Vec(sum), Vec(0.0f), trap);
+    if (any_nan(trap)) return false;
+    for (int c = 0; c < p.channels; ++c) {
+      for (int k = 0; k < size; ++k) sums[c * size + k] += total[k * kRow + c];
+    }
+    return true;
+  }
+};
+
+template <typename F>
+constexpr pwlu::PointwiseKernels pointwise_kernels() {
+  return {{Pointwise<F, float>::forward, Pointwise<F, float>::backward},
+          {Pointwise<F, BFloat16>::forward, Pointwise<F, BFloat16>::backward},
+          {Pointwise<F, Half>::forward, Pointwise<F, Half>::backward},
+          {Pointwise<F, double>::forward, Pointwise<F, double>::backward}};
+}
+
+constexpr pwlu::AllPointwise all_pointwise() {
+  return {
+      pointwise_kernels<pwlu::Prelu>(),   pointwise_kernels<pwlu::Swish>(),         pointwise_kernels<pwlu::AconB>(),
+      pointwise_kernels<pwlu::AconC>(),   pointwise_kernels<pwlu::MetaAconPixel>(), pointwise_kernels<pwlu::Apl<3>>(),
+      pointwise_kernels<pwlu::Apl<0>>(),  pointwise_kernels<pwlu::Pau>(),           pointwise_kernels<pwlu::Srelu>(),
+      pointwise_kernels<pwlu::Mixture>(), pointwise_kernels<pwlu::Slaf>()};
+}
+
+}  // namespace

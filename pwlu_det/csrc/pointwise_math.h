@@ -1,0 +1,308 @@
+// The pointwise activations with parameters for each channel, over a number V: float, double or a vector of floats.
+//
+// Each has forward(x, p) = y, with a channel's parameters p in the order of the op's arguments, and backward(x, p,
+// d), which gives dy/dx and puts dy/dp into d. kSize is how many parameters there are, 0 where size() says it.
+//
+// A V has + - * / and, in these names, what follows for float and double.
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#ifdef __CUDACC__
+#define PWLU_MATH __host__ __device__ __forceinline__
+#else
+#define PWLU_MATH inline __attribute__((always_inline))
+#endif
+
+namespace pwlu {
+namespace {
+
+using std::fma;
+
+// Of two numbers min and max give the second where one is NaN, as the processors' own do.
+template <typename V>
+PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, V> min(V a, V b) {
+  return a < b ? a : b;
+}
+template <typename V>
+PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, V> max(V a, V b) {
+  return a > b ? a : b;
+}
+template <typename V>
+PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, V> abs(V a) {
+  return a < V(0) ? -a : a;
+}
+// a where c > 0
+template <typename V>
+PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, V> where_positive(V c, V a, V b) {
+  return c > V(0) ? a : b;
+}
+// e to a power that is not positive; 0 where that is not a normal number
+template <typename V>
+PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, V> exp_of_negative(V a) {
+  return std::exp(a);
+}
+
+template <typename V>
+PWLU_MATH V relu(V x) {
+  return max(V(0.0f), x);
+}
+
+// sigmoid(z) and sigmoid(-z), neither with cancellation.
+template <typename V>
+struct Sigmoids {
+  V of, rest;
+};
+template <typename V>
+PWLU_MATH Sigmoids<V> sigmoids(V z) {
+  const V zero(0.0f), one(1.0f), e = exp_of_negative(zero - abs(z)), larger = one / (one + e), smaller = e * larger;
+  return {where_positive(z, larger, smaller), where_positive(z, smaller, larger)};
+}
+
+struct Prelu {  // slope
+  static constexpr int kSize = 1;
+  template <typename V>
+  PWLU_MATH V forward(V x, const V* p) const {
+    return where_positive(x, x, p[0] * x);
+  }
+  template <typename V>
+  PWLU_MATH V backward(V x, const V* p, V* d) const {
+    d[0] = min(V(0.0f), x);
+    return where_positive(x, V(1.0f), p[0]);
+  }
+};
+
+// Of y = u * sigmoid(z) + p2 x with u = (p1 - p2) x and z = beta u: the derivatives by u and by z.
+template <typename V>
+struct Gate {
+  V u, by_u, by_z;
+};
+template <typename V>
+PWLU_MATH Gate<V> gate(V u, V beta) {
+  const Sigmoids<V> s = sigmoids(beta * u);
+  const V by_z = u * s.of * s.rest;
+  return {u, fma(beta, by_z, s.of), by_z};
+}
+
+struct Swish {  // beta; ACON-A
+  static constexpr int kSize = 1;
+  template <typename V>
+  PWLU_MATH V forward(V x, const V* p) const {
+    return x * sigmoids(p[0] * x).of;
+  }
+  template <typename V>
+  PWLU_MATH V backward(V x, const V* p, V* d) const {
+    const Gate<V> g = gate(x, p[0]);
+    d[0] = g.by_z * x;
+    return g.by_u;
+  }
+};
+
+struct AconC {  // p1, p2, beta
+  static constexpr int kSize = 3;
+  template <typename V>
+  PWLU_MATH V forward(V x, const V* p) const {
+    const V u = (p[0] - p[1]) * x;
+    return fma(u, sigmoids(p[2] * u).of, p[1] * x);
+  }
+  template <typename V>
+  PWLU_MATH V backward(V x, const V* p, V* d) const {
+    const V difference = p[0] - p[1];
+    const Gate<V> g = gate(difference * x, p[2]);
+    d[0] = x * g.by_u;
+    d[1] = x * (V(1.0f) - g.by_u);
+    d[2] = g.by_z * g.u;
+    return fma(difference, g.by_u, p[1]);
+  }
+};
+
+struct AconB {  // p, beta: ACON-C with p1 = 1
+  static constexpr int kSize = 2;
+  template <typename V>
+  PWLU_MATH V forward(V x, const V* p) const {
+    const V all[] = {V(1.0f), p[0], p[1]};
+    return AconC().forward(x, all);
+  }
+  template <typename V>
+  PWLU_MATH V backward(V x, const V* p, V* d) const {
+    const V all[] = {V(1.0f), p[0], p[1]};
+    V by_all[3];
+    const V by_x = AconC().backward(x, all, by_all);
+    d[0] = by_all[1];
+    d[1] = by_all[2];
+    return by_x;
+  }
+};
+
+struct MetaAconPixel {  // p1, p2; beta = sigmoid(x)
+  static constexpr int kSize = 2;
+  template <typename V>
+  PWLU_MATH V forward(V x, const V* p) const {
+    const V all[] = {p[0], p[1], sigmoids(x).of};
+    return AconC().forward(x, all);
+  }
+  template <typename V>
+  PWLU_MATH V backward(V x, const V* p, V* d) const {
+    const Sigmoids<V> beta = sigmoids(x);
+    const V difference = p[0] - p[1];
+    const Gate<V> g = gate(difference * x, beta.of);
+    d[0] = x * g.by_u;
+    d[1] = x * (V(1.0f) - g.by_u);
+    return fma(difference, g.by_u, p[1]) + g.by_z * (beta.of * beta.rest * g.u);
+  }
+};
+
+struct Mixture {  // identity_share, relu_share
+  static constexpr int kSize = 2;
+  template <typename V>
+  PWLU_MATH V forward(V x, const V* p) const {
+    return fma(p[0], x, p[1] * relu(x));
+  }
+  template <typename V>
+  PWLU_MATH V backward(V x, const V* p, V* d) const {
+    d[0] = x;
+    d[1] = relu(x);
+    return p[0] + where_positive(x, p[1], V(0.0f));
+  }
+};
+
+struct Srelu {  // left, left_slope, right, right_slope
+  static constexpr int kSize = 4;
+  template <typename V>
+  PWLU_MATH V forward(V x, const V* p) const {
+    const V not_right = where_positive(x - p[0], x, fma(p[1], x - p[0], p[0]));
+    return where_positive(p[2] - x, not_right, fma(p[3], x - p[2], p[2]));
+  }
+  template <typename V>
+  PWLU_MATH V backward(V x, const V* p, V* d) const {
+    const V zero(0.0f), one(1.0f), from_left = x - p[0], to_right = p[2] - x;
+    const auto on_left = [&](V value, V other) {
+      return where_positive(to_right, where_positive(from_left, other, value), zero);
+    };
+    const auto on_right = [&](V value, V other) { return where_positive(to_right, other, value); };
+    d[0] = on_left(one - p[1], zero);
+    d[1] = on_left(from_left, zero);
+    d[2] = on_right(one - p[3], zero);
+    d[3] = on_right(x - p[2], zero);
+    return on_right(p[3], on_left(p[1], one));
+  }
+};
+
+// slopes (S), offsets (S); S as a constant, or 0
+template <int S>
+struct Apl {
+  static constexpr int kSize = 2 * S;
+  int num_pieces = S;
+  static PWLU_MATH Apl of_size(int size) { return {size / 2}; }
+  PWLU_MATH int count() const { return S ? S : num_pieces; }
+  template <typename V>
+  PWLU_MATH V forward(V x, const V* p) const {
+    V y = relu(x);
+    for (int s = 0; s < count(); ++s) y = fma(p[s], relu(p[count() + s] - x), y);
+    return y;
+  }
+  template <typename V>
+  PWLU_MATH V backward(V x, const V* p, V* d) const {
+    const V zero(0.0f);
+    V by_x = where_positive(x, V(1.0f), zero);
+    for (int s = 0; s < count(); ++s) {
+      const V below = p[count() + s] - x, slope = where_positive(below, p[s], zero);
+      d[s] = relu(below);
+      d[count() + s] = slope;
+      by_x = by_x - slope;
+    }
+    return by_x;
+  }
+};
+
+struct Slaf {  // coefficients (S)
+  static constexpr int kSize = 0;
+  int num_coefficients;
+  static PWLU_MATH Slaf of_size(int size) { return {size}; }
+  template <typename V>
+  PWLU_MATH V forward(V x, const V* p) const {
+    V y(0.0f);
+    for (int j = num_coefficients - 1; j >= 0; --j) y = fma(y, x, p[j]);
+    return y;
+  }
+  template <typename V>
+  PWLU_MATH V backward(V x, const V* p, V* d) const {
+    V power(1.0f), by_x(0.0f);
+    for (int j = 0; j < num_coefficients; ++j) {
+      d[j] = power;
+      if (j + 1 < num_coefficients) by_x = fma(V(float(j + 1)) * p[j + 1], power, by_x);
+      power = power * x;
+    }
+    return by_x;
+  }
+};
+
+// numerator (6), denominator (4): P / Q. In double x is scaled, as it may be too large for its powers:
+// with m = max(1, |x|), u = x / m, v = 1 / m it is m * (P / m^5) / (Q / m^4), whose terms never exceed their
+// coefficients. In float m is 1: what overflows is looked at again in double.
+struct Pau {
+  static constexpr int kSize = 10;
+  template <typename V>
+  PWLU_MATH V forward(V x, const V* p) const {
+    const Scaled<V> s(x);
+    return s.times_m(s.numerator(p) / s.denominator(p));
+  }
+  template <typename V>
+  PWLU_MATH V backward(V x, const V* p, V* d) const {
+    const Scaled<V> s(x);
+    const V zero(0.0f), one(1.0f), w = abs(s.u), by_q = one / s.denominator(p), ratio = s.numerator(p) * by_q;
+    const V share = s.times_m(by_q), minus_ratio = zero - ratio;
+    V slope_of_p = zero, slope_of_q = zero, power = one;  // of u
+    for (int j = 0; j <= 5; ++j) {
+      d[j] = share * s.times_v(power, 5 - j);
+      if (j < 5) slope_of_p = fma(V(float(j + 1)) * p[j + 1], s.times_v(power, 4 - j), slope_of_p);
+      power = power * s.u;
+    }
+    power = one;  // of |u|
+    for (int k = 1; k <= 4; ++k) {
+      const V b = p[5 + k], before = s.times_v(power, 4 - k);
+      slope_of_q = fma(V(float(k)) * abs(b), before, slope_of_q);
+      power = power * w;
+      const V by_size = share * s.times_v(power, 4 - k) * minus_ratio;
+      d[5 + k] = where_positive(b, by_size, where_positive(zero - b, zero - by_size, zero));
+    }
+    const V signed_slope = where_positive(x, slope_of_q, where_positive(zero - x, zero - slope_of_q, zero));
+    return fma(minus_ratio, signed_slope, slope_of_p) * by_q;
+  }
+
+ private:
+  template <typename V>
+  struct Scaled {
+    static constexpr bool kScaled = std::is_same_v<V, double>;
+    V u, m, v;
+    PWLU_MATH explicit Scaled(V x) : u(x), m(V(1.0f)), v(V(1.0f)) {
+      if constexpr (kScaled) {
+        m = max(V(1.0f), abs(x));
+        v = V(1.0f) / m;
+        u = max(V(-1.0f), min(V(1.0f), x));
+      }
+    }
+    PWLU_MATH V times_m(V a) const { return kScaled ? m * a : a; }
+    PWLU_MATH V times_v(V a, int times) const {
+      if constexpr (kScaled) {
+        for (int i = 0; i < times; ++i) a = a * v;
+      }
+      return a;
+    }
+    PWLU_MATH V numerator(const V* p) const {
+      V sum = p[5];
+      for (int j = 4; j >= 0; --j) sum = fma(sum, u, times_v(p[j], 5 - j));
+      return sum;
+    }
+    PWLU_MATH V denominator(const V* p) const {
+      const V w = abs(u);
+      V sum = abs(p[9]);
+      for (int k = 3; k >= 1; --k) sum = fma(sum, w, times_v(abs(p[5 + k]), 4 - k));
+      return fma(sum, w, times_v(V(1.0f), 4));
+    }
+  };
+};
+
+}  // namespace
+}  // namespace pwlu
