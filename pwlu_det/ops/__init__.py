@@ -1,6 +1,35 @@
 """Functional ops. They need torch alone."""
 
-from pwlu_det.ops.pwlu import pwlu, pwlu_phase1  # isort: skip  (defines what the kernels implement)
+# What the kernels implement is defined before they are loaded.
+# isort: off
+from pwlu_det.ops.pointwise import (
+    acon_b,
+    acon_c,
+    apl,
+    meta_acon_pixel,
+    mixture,
+    pau,
+    prelu,
+    slaf,
+    srelu,
+    swish,
+)
+from pwlu_det.ops.pwlu import pwlu, pwlu_phase1
 from pwlu_det.ops.kernels import kernels_in_use
+# isort: on
 
-__all__ = ["kernels_in_use", "pwlu", "pwlu_phase1"]
+__all__ = [
+    "acon_b",
+    "acon_c",
+    "apl",
+    "kernels_in_use",
+    "meta_acon_pixel",
+    "mixture",
+    "pau",
+    "prelu",
+    "pwlu",
+    "pwlu_phase1",
+    "slaf",
+    "srelu",
+    "swish",
+]
