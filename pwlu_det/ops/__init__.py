@@ -14,6 +14,8 @@ from pwlu_det.ops.pointwise import (
     srelu,
     swish,
 )
+from pwlu_det.ops.rpau import rpau
+from pwlu_det.ops.frelu import frelu, frelu_inference
 from pwlu_det.ops.pwlu import pwlu, pwlu_phase1
 from pwlu_det.ops.kernels import kernels_in_use
 # isort: on
@@ -22,6 +24,8 @@ __all__ = [
     "acon_b",
     "acon_c",
     "apl",
+    "frelu",
+    "frelu_inference",
     "kernels_in_use",
     "meta_acon_pixel",
     "mixture",
@@ -29,6 +33,7 @@ __all__ = [
     "prelu",
     "pwlu",
     "pwlu_phase1",
+    "rpau",
     "slaf",
     "srelu",
     "swish",

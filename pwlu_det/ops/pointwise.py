@@ -116,6 +116,12 @@ def check_input(op: str, x: Tensor) -> None:
 
 
 def _call(name: str, x: Tensor, *parameters: Tensor) -> Tensor:
+    check_arguments(name, x, *parameters)
+    return getattr(torch.ops.pwlu_det, name)(x, *parameters)
+
+
+def check_arguments(name: str, x: Tensor, *parameters: Tensor) -> None:
+    """Compare the shapes with the table's."""
     check_input(name, x)
     sizes = {"C": x.shape[1]}
     for (label, dims), parameter in zip(TABLE[name].items(), parameters):
@@ -126,7 +132,6 @@ def _call(name: str, x: Tensor, *parameters: Tensor) -> Tensor:
                 f"must be [{dims.replace(' ', ', ')}] with {known}"
                 + (" (P is C or 1)" if "P" in dims else "")
             )
-    return getattr(torch.ops.pwlu_det, name)(x, *parameters)
 
 
 def _fits(shape: torch.Size, dims: list[str], sizes: dict[str, int]) -> bool:
