@@ -36,9 +36,9 @@ def add_pwlu_config(cfg) -> None:
     node.POSITIONS = []
     # Whether stages frozen by MODEL.BACKBONE.FREEZE_AT are converted too; their activations are then frozen.
     node.CONVERT_FROZEN = False
-    # Learning rate of the activations' pointwise parameters, relative to SOLVER.BASE_LR. Convolutions and norms
-    # inside of F-ReLU and Meta-ACON are trained as all others are, but that these convolutions' biases are not
-    # decayed.
+    # Learning rate of the activations' pointwise parameters, relative to SOLVER.BASE_LR. Convolutions and
+    # norms inside of F-ReLU and Meta-ACON are trained as all others are, but for their convolutions' biases,
+    # which are not decayed.
     node.LR_FACTOR = 1.0
     # Weight decay of the activations' pointwise parameters.
     node.WEIGHT_DECAY = 0.0

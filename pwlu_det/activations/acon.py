@@ -163,8 +163,8 @@ class MetaAcon(nn.Module):
         )
         if isinstance(self.bn1, nn.modules.batchnorm._BatchNorm) and not over_processes:
             raise ValueError(
-                "Meta-ACON: the batch has one sample, of which global average pooling leaves one value for each "
-                "channel: too few for the statistics of its batch norms in training. Allowed are two images or "
-                "more on each GPU, SyncBN or FrozenBN (MODEL.RESNETS.NORM), and the modes layer and pixel "
-                "(MODEL.ACTIVATION.META_ACON.MODE)"
+                "Meta-ACON: the batch has one sample, and global average pooling leaves one value for each "
+                "of its channels: too few for the statistics of a batch norm in training. Allowed are two "
+                "images or more on each GPU, SyncBN or FrozenBN (MODEL.RESNETS.NORM), and the modes layer "
+                "and pixel (MODEL.ACTIVATION.META_ACON.MODE)"
             )

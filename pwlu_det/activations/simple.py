@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -34,8 +35,16 @@ class LeakyReLU(_Fixed, nn.LeakyReLU):
 class RReLU(_Fixed, nn.RReLU):
     """max(x, 0) + a min(x, 0) (Xu et al. 2015).
 
-    In training a is drawn from U(1/8, 1/3) for each element, in evaluation it is the mean of these.
+    In training a is drawn from U(1/8, 1/3) for each element, in evaluation it is the mean of these. The
+    arithmetic is written out, as torch's own loses channels_last.
     """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, *]`` to the same shape, dtype and layout."""
+        if not self.training:
+            return F.leaky_relu(x, (self.lower + self.upper) / 2)
+        slope = torch.empty_like(x).uniform_(self.lower, self.upper)
+        return torch.where(x > 0, x, slope * x)
 
 
 class ELU(_Fixed, nn.ELU):
