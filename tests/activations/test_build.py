@@ -112,7 +112,7 @@ def test_outputs_keep_dtype_and_layout(build, shape, dtype, autocast):
                 with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                     y = activation.train(training)(x)
                 assert (y.dtype, y.shape, y.stride()) == (x.dtype, x.shape, x.stride()), name
-        activation = build_evaluated(activation)
+        activation = without_statistics(activation)
         y, arrays = activation(x), [t.detach().double().numpy() for t in (x, *activation.parameters())]
         expected = formula(name, activation)(*arrays)
         scale = np.maximum(1, np.abs(expected).max())
@@ -121,7 +121,7 @@ def test_outputs_keep_dtype_and_layout(build, shape, dtype, autocast):
         )
 
 
-def build_evaluated(activation):
+def without_statistics(activation):
     """In evaluation, and with norms that have seen nothing."""
     for module in activation.modules():
         if isinstance(module, nn.BatchNorm2d):
