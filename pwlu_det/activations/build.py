@@ -52,7 +52,8 @@ ACTIVATIONS: dict[str, Family] = {
     "srelu": Family(SReLU),
     "mixture": Family(Mixture),
     "maxout": Family(Maxout, unfit="it needs twice the channels that a block's convolutions give"),
-    "slaf": Family(SLAF),
+    # Not after the addition: x^2 of a sum that no norm holds overflows within a few blocks.
+    "slaf": Family(SLAF, positions=("act1", "act2"), positions_of_basic_blocks=("act1",)),
     "apl": Family(APL),
     "pau": Family(PAU),
     "rpau": Family(RPAU),

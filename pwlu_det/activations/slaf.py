@@ -13,7 +13,7 @@ class SLAF(nn.Module):
 
     The start is ours: the least-squares fit of ReLU on [-3, 3], 9/32 + x/2 + 5/32 x^2. A polynomial leaves
     all bounds outside the range that it was fitted on, more so with every layer: Molina et al. 2020 report
-    undefined values in training, and so may deep networks here.
+    undefined values in training. So in a ResNet ReLU stays, by default, where a block's shortcut was added.
 
     Attributes:
         coefficients: a, ``[C, 4]``.

@@ -24,6 +24,7 @@ PLACEMENT = {
     **{name: EVERYWHERE for name in ACTIVATIONS if name not in ("relu", "maxout")},
     "frelu": sites(("res2", "res3", "res4"), ("act1", "act2", "act3")),
     "meta_acon": sites(BLOCKS, ("act2",)),
+    "slaf": EVERYWHERE - sites(BLOCKS, ("act3",)),
 }
 
 
@@ -55,6 +56,7 @@ def test_each_activation_stands_where_its_authors_put_it(cfg, name):
 def test_basic_blocks(cfg):
     blocks = dict.fromkeys(BLOCKS, 2)
     assert found(backbone(cfg, "meta_acon", 18), "meta_acon") == sites(BLOCKS, ("act1",), blocks)
+    assert not any(path.endswith("act2") for path in found(backbone(cfg, "slaf", 18), "slaf"))
     places = sites(("res2", "res3", "res4"), ("act1", "act2"), blocks)
     assert found(backbone(cfg, "frelu", 18), "frelu") == places
 
