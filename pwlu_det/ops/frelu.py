@@ -129,7 +129,7 @@ def _frelu_backward(grad, x, conv, mean, var, weight, bias, norm_weight, norm_bi
     wide, g, conv, weight, gamma, beta = _widen(x, grad, conv, weight, norm_weight, norm_bias)
     rstd = (var + eps).rsqrt()
     normal = (conv - _channel(mean)) * _channel(rstd)
-    to_norm = g * (normal * _channel(gamma) + _channel(beta) > wide)
+    to_norm = torch.where(normal * _channel(gamma) + _channel(beta) > wide, g, 0.0)
     grad_beta, grad_gamma = to_norm.sum((0, 2, 3)), (to_norm * normal).sum((0, 2, 3))
     # The batch norm's backward: the mean and the variance depend on every element, too.
     count = x.numel() // x.shape[1]
@@ -147,7 +147,7 @@ def _inference(x, weight, bias):
 @torch.library.impl("pwlu_det::frelu_inference_backward", "CompositeExplicitAutograd")
 def _inference_backward(grad, x, y, weight, bias):
     wide, g, wide_weight = _widen(x, grad, weight)
-    to_conv = g * (y > x)
+    to_conv = torch.where(y > x, g, 0.0)
     by_x, by_weight, by_bias = _convolve_backward(to_conv, wide, wide_weight)
     return _like(x, g - to_conv + by_x), by_weight.to(weight.dtype), by_bias.to(bias.dtype)
 

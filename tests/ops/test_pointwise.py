@@ -2,6 +2,8 @@ import numpy as np
 import oracle_activations as oracle
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pwlu_det import ops
 from pwlu_det.ops.pointwise import TABLE
@@ -165,6 +167,29 @@ def test_large_values_overflow_only_where_the_exact_result_does(case):
         np.testing.assert_allclose(as_numpy(y), expected, rtol=1e-5 + torch.finfo(dtype).eps, atol=1e-3)
         grads = torch.autograd.grad(y, (x, *parameters), torch.full_like(y, 2.0**-10))
         assert all(g.isfinite().all() for g in grads), dtype
+
+
+@st.composite
+def sites(draw):
+    """An op, parameters and an input of very different sizes, in float64: powers of two, and zeros."""
+    case = draw(st.sampled_from(sorted(ORACLES)))
+    size = st.builds(lambda e, sign: sign * 2.0**e, st.integers(-20, 3), st.sampled_from([-1, 1]))
+    parameters = [p.detach().double() for p in make_parameters(case)]
+    for parameter in parameters:
+        values = draw(st.lists(size | st.just(0.0), min_size=parameter.numel(), max_size=parameter.numel()))
+        parameter.copy_(torch.tensor(values).view(parameter.shape))
+    return case, torch.tensor(draw(st.lists(size, min_size=12, max_size=12))).double().view(4, 3), parameters
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(sites())
+def test_any_parameters_and_input(site):
+    """Zeros, thresholds that crossed, signs: within rounding of the largest term."""
+    case, x, parameters = site
+    y = op_of(case)(x, *parameters)
+    arrays = [as_numpy(t) for t in (x, *parameters)]
+    scale = max(1, *(np.abs(a).max() for a in arrays)) ** 4  # of a polynomial of degree 3
+    np.testing.assert_allclose(as_numpy(y), ORACLES[case](*arrays), rtol=1e-12, atol=1e-13 * scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
