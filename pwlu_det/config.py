@@ -8,7 +8,9 @@ import tempfile
 import torch
 import yaml
 
-from pwlu_det.activations.build import POSITIONS, STAGES, get_family
+from pwlu_det.activations.acon import MODES as META_ACON_MODES
+from pwlu_det.activations.build import POSITIONS, STAGES, get_family_for_resnet
+from pwlu_det.activations.pau import STARTS as PAU_STARTS
 
 _STOCK_BACKBONES = (
     "build_resnet_backbone",
@@ -22,7 +24,9 @@ def add_pwlu_config(cfg) -> None:
     from detectron2.config import CfgNode as CN
 
     cfg.MODEL.ACTIVATION = node = CN()
-    # relu, swish, prelu or pwlu. Anything but relu needs one of the build_act_* backbones.
+    # relu, relu6, leaky_relu, rrelu, elu, celu, mish, softplus, swish, prelu, srelu, mixture, slaf, apl, pau,
+    # rpau, acon_a, acon_b, acon_c, meta_acon, frelu or pwlu. Anything but relu needs one of the build_act_*
+    # backbones.
     node.NAME = "relu"
     # Where to put it, out of stem, res2, res3, res4, res5 and top (between P6 and P7 of RetinaNet's FPN).
     # Empty: where its authors do. All other places keep ReLU.
@@ -32,14 +36,37 @@ def add_pwlu_config(cfg) -> None:
     node.POSITIONS = []
     # Whether stages frozen by MODEL.BACKBONE.FREEZE_AT are converted too; their activations are then frozen.
     node.CONVERT_FROZEN = False
-    # Learning rate of the activations' own parameters, relative to SOLVER.BASE_LR.
+    # Learning rate of the activations' pointwise parameters, relative to SOLVER.BASE_LR. Convolutions and
+    # norms inside of F-ReLU and Meta-ACON are trained as all others are, but for their convolutions' biases,
+    # which are not decayed.
     node.LR_FACTOR = 1.0
-    # Weight decay of the activations' own parameters.
+    # Weight decay of the activations' pointwise parameters.
     node.WEIGHT_DECAY = 0.0
 
     node.SWISH = CN()
     # x * sigmoid(beta * x) with one learned beta a channel, in place of beta = 1.
     node.SWISH.TRAINABLE_BETA = False
+
+    node.APL = CN()
+    # S, the number of hinges beside that at 0: 5 for its authors, 3 (5 was unstable) for those of PWLU.
+    node.APL.NUM_HINGES = 3
+
+    node.PAU = CN()
+    # One function for each channel, or one for each layer (the authors').
+    node.PAU.CHANNEL_WISE = False
+    # What it approximates at first: leaky_relu (the authors') or relu.
+    node.PAU.START = "leaky_relu"
+
+    # PAU with other coefficients for each element in training.
+    node.RPAU = node.PAU.clone()
+    # They are drawn between 1 - ALPHA and 1 + ALPHA times their value.
+    node.RPAU.ALPHA = 0.01
+
+    node.META_ACON = CN()
+    # What beta is computed for: each channel, layer (of each sample) or pixel (of each channel).
+    node.META_ACON.MODE = "channel"
+    # r of mode channel, which has max(r, C / r) channels between its two convolutions.
+    node.META_ACON.REDUCTION = 16
 
     node.PWLU = CN()
     # N, the number of intervals between the bounds; the paper recommends 8 to 16.
@@ -92,7 +119,7 @@ def check_config(cfg, num_processes: int = 1) -> None:
     """
     node = cfg.MODEL.ACTIVATION
     try:
-        get_family(node.NAME)
+        get_family_for_resnet(node.NAME)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _check_subset("MODEL.ACTIVATION.STAGES", node.STAGES, STAGES)
@@ -108,6 +135,13 @@ def check_config(cfg, num_processes: int = 1) -> None:
     _check(node.WEIGHT_DECAY >= 0, "MODEL.ACTIVATION.WEIGHT_DECAY", node.WEIGHT_DECAY, "at least 0")
     if node.NAME == "pwlu":
         _check_pwlu(node.PWLU)
+    elif node.NAME == "apl":
+        hinges = node.APL.NUM_HINGES
+        _check(hinges >= 1, "MODEL.ACTIVATION.APL.NUM_HINGES", hinges, "at least 1")
+    elif node.NAME in ("pau", "rpau"):
+        _check_pau(node.NAME.upper(), node[node.NAME.upper()])
+    elif node.NAME == "meta_acon":
+        _check_meta_acon(node.META_ACON, cfg.MODEL.RESNETS.NORM)
     _check_norms(cfg, num_processes)
 
 
@@ -202,6 +236,25 @@ def _check_pwlu(node) -> None:
     _check(node.PHASE1_EPOCHS >= 0, prefix + "PHASE1_EPOCHS", node.PHASE1_EPOCHS, "at least 0")
     _check(0 <= node.STAT_MOMENTUM < 1, prefix + "STAT_MOMENTUM", node.STAT_MOMENTUM, "in [0, 1)")
     _check(0 < node.NUM_SIGMA < float("inf"), prefix + "NUM_SIGMA", node.NUM_SIGMA, "positive")
+
+
+def _check_pau(name: str, node) -> None:
+    prefix = f"MODEL.ACTIVATION.{name}."
+    _check(node.START in PAU_STARTS, prefix + "START", node.START, f"one of {', '.join(PAU_STARTS)}")
+    alpha = node.get("ALPHA", 0)
+    _check(0 <= alpha <= 1, prefix + "ALPHA", alpha, "in [0, 1]")
+
+
+def _check_meta_acon(node, norm: str) -> None:
+    prefix = "MODEL.ACTIVATION.META_ACON."
+    _check(node.MODE in META_ACON_MODES, prefix + "MODE", node.MODE, f"one of {', '.join(META_ACON_MODES)}")
+    _check(node.REDUCTION >= 1, prefix + "REDUCTION", node.REDUCTION, "at least 1")
+    _check(
+        norm != "GN" or node.MODE != "channel",
+        "MODEL.RESNETS.NORM",
+        norm,
+        f"BN, SyncBN or FrozenBN where {prefix}MODE is channel: GN's 32 groups do not fit its few channels",
+    )
 
 
 def _check_norms(cfg, num_processes: int) -> None:

@@ -12,27 +12,28 @@ from detectron2.solver import build_optimizer as build_stock_optimizer
 from detectron2.solver.build import reduce_param_groups
 from torch import nn
 
-from pwlu_det.activations.build import activation_parameters
+from pwlu_det.activations.build import activation_parameters, convolution_biases
 from pwlu_det.checkpoint import Checkpointer
 from pwlu_det.config import check_phase1_iters
 from pwlu_det.phases import TwoPhaseHook
 
 
 def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
-    """detectron2's optimiser, with a parameter group of its own for what activations learn.
+    """detectron2's optimiser, with a parameter group of its own for what activations learn pointwise.
 
     That group has the learning rate ``SOLVER.BASE_LR * MODEL.ACTIVATION.LR_FACTOR`` and the weight decay
-    ``MODEL.ACTIVATION.WEIGHT_DECAY``.
+    ``MODEL.ACTIVATION.WEIGHT_DECAY``. The convolutions and norms inside of F-ReLU and Meta-ACON are
+    optimised as all others are, but as in their authors' code no bias of these convolutions is decayed.
     """
     optimizer = build_stock_optimizer(cfg, model)
-    learned = [p for p in activation_parameters(model) if p.requires_grad]
-    if learned:
-        own = {
-            "params": learned,
-            "lr": cfg.SOLVER.BASE_LR * cfg.MODEL.ACTIVATION.LR_FACTOR,
-            "weight_decay": cfg.MODEL.ACTIVATION.WEIGHT_DECAY,
-        }
-        groups = reduce_param_groups([*optimizer.param_groups, own])
+    own = {
+        "params": [p for p in activation_parameters(model) if p.requires_grad],
+        "lr": cfg.SOLVER.BASE_LR * cfg.MODEL.ACTIVATION.LR_FACTOR,
+        "weight_decay": cfg.MODEL.ACTIVATION.WEIGHT_DECAY,
+    }
+    biases = {"params": [p for p in convolution_biases(model) if p.requires_grad], "weight_decay": 0.0}
+    if own["params"] or biases["params"]:
+        groups = reduce_param_groups([*optimizer.param_groups, own, biases])
         optimizer.param_groups.clear()
         for group in groups:
             optimizer.add_param_group(group)

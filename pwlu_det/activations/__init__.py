@@ -1,7 +1,38 @@
 """Activation modules. They need torch alone."""
 
+from pwlu_det.activations.acon import AconA, AconB, AconC, MetaAcon, Swish
+from pwlu_det.activations.apl import APL
 from pwlu_det.activations.build import build_activation
+from pwlu_det.activations.frelu import FReLU
+from pwlu_det.activations.pau import PAU, RPAU
 from pwlu_det.activations.pwlu import PWLU
-from pwlu_det.activations.simple import PReLU, ReLU, Swish
+from pwlu_det.activations.rectifiers import Maxout, Mixture, PReLU, SReLU
+from pwlu_det.activations.simple import CELU, ELU, LeakyReLU, Mish, ReLU, ReLU6, RReLU, Softplus
+from pwlu_det.activations.slaf import SLAF
 
-__all__ = ["PWLU", "PReLU", "ReLU", "Swish", "build_activation"]
+__all__ = [
+    "APL",
+    "CELU",
+    "ELU",
+    "PAU",
+    "PWLU",
+    "RPAU",
+    "SLAF",
+    "AconA",
+    "AconB",
+    "AconC",
+    "FReLU",
+    "LeakyReLU",
+    "Maxout",
+    "MetaAcon",
+    "Mish",
+    "Mixture",
+    "PReLU",
+    "RReLU",
+    "ReLU",
+    "ReLU6",
+    "SReLU",
+    "Softplus",
+    "Swish",
+    "build_activation",
+]

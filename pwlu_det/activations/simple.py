@@ -1,10 +1,20 @@
-"""Activations with at most one parameter for each channel."""
+"""Activations without parameters: torch.nn's, which take and do not need the number of channels."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class _Fixed:
+    def __init__(self, num_channels: int):
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, *]`` to the same shape, dtype and layout."""
+        with torch.autocast(x.device.type, enabled=False):  # it would change the dtype of x
+            return super().forward(x)
 
 
 class ReLU(nn.ReLU):
@@ -14,41 +24,40 @@ class ReLU(nn.ReLU):
         super().__init__(inplace=inplace)
 
 
-class Swish(nn.Module):
-    """x * sigmoid(x), or with ``trainable_beta`` x * sigmoid(beta * x) (Ramachandran et al. 2017).
+class ReLU6(_Fixed, nn.ReLU6):
+    """min(max(x, 0), 6)."""
 
-    Attributes:
-        beta: ``[C]``, 1 at the start; only with ``trainable_beta``.
+
+class LeakyReLU(_Fixed, nn.LeakyReLU):
+    """max(x, 0) + 0.01 min(x, 0) (Maas et al. 2013)."""
+
+
+class RReLU(_Fixed, nn.RReLU):
+    """max(x, 0) + a min(x, 0) (Xu et al. 2015).
+
+    In training a is drawn from U(1/8, 1/3) for each element, in evaluation it is the mean of these. The
+    arithmetic is written out, as torch's own loses channels_last.
     """
-
-    def __init__(self, num_channels: int, trainable_beta: bool = False):
-        super().__init__()
-        self.beta = nn.Parameter(torch.ones(num_channels)) if trainable_beta else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, *]`` to the same shape, dtype and layout."""
-        if self.beta is None:
-            return F.silu(x)
-        return x * torch.sigmoid(per_channel(self.beta, x) * x)
+        if not self.training:
+            return F.leaky_relu(x, (self.lower + self.upper) / 2)
+        slope = torch.empty_like(x).uniform_(self.lower, self.upper)
+        return torch.where(x > 0, x, slope * x)
 
 
-class PReLU(nn.Module):
-    """max(x, 0) + p * min(x, 0) (He et al. 2015).
-
-    Attributes:
-        slope: p, ``[C]``, 0.25 at the start.
-    """
-
-    def __init__(self, num_channels: int):
-        super().__init__()
-        self.slope = nn.Parameter(torch.full((num_channels,), 0.25))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, *]`` to the same shape, dtype and layout."""
-        with torch.autocast(x.device.type, enabled=False):  # it would change the dtype of x
-            return F.prelu(x, self.slope.to(x.dtype))
+class ELU(_Fixed, nn.ELU):
+    """x where x > 0, else exp(x) - 1 (Clevert et al. 2016, alpha = 1)."""
 
 
-def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
-    """View ``[C]`` in the dtype of ``x`` so that it broadcasts against ``[B, C, *]``."""
-    return parameter.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
+class CELU(_Fixed, nn.CELU):
+    """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)) (Barron 2017), which for its alpha = 1 is ELU."""
+
+
+class Mish(_Fixed, nn.Mish):
+    """x tanh(softplus(x)) (Misra 2019)."""
+
+
+class Softplus(_Fixed, nn.Softplus):
+    """log(1 + exp(x)) (Dugas et al. 2000); torch takes x itself above 20."""

@@ -7,7 +7,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone, build_retinanet_resnet_fpn_backbone
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
 
-from pwlu_det.activations.build import build_activation, get_family
+from pwlu_det.activations.build import build_activation, get_family_for_resnet
 from pwlu_det.backbone.convert import convert_activations
 
 
@@ -31,12 +31,13 @@ def build_act_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Back
 
 def _convert(backbone: Backbone, cfg) -> Backbone:
     node = cfg.MODEL.ACTIVATION
-    family = get_family(node.NAME)
+    family = get_family_for_resnet(node.NAME)
+    basic = cfg.MODEL.RESNETS.DEPTH in (18, 34)
     return convert_activations(
         backbone,
         build=lambda num_channels: build_activation(cfg, num_channels),
         stages=node.STAGES or family.stages,
-        positions=node.POSITIONS or family.positions,
+        positions=node.POSITIONS or (family.positions_of_basic_blocks if basic else family.positions),
         num_frozen=cfg.MODEL.BACKBONE.FREEZE_AT,
         convert_frozen=node.CONVERT_FROZEN,
     )

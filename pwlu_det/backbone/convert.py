@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import (
     BasicBlock,
@@ -97,6 +98,7 @@ def _convert_block(block: nn.Module, build: Callable, positions: Collection[str]
             activation.inplace = converted is not ActLastLevelP6P7  # P6 is an output too
         if frozen:
             activation.requires_grad_(False)
+            FrozenBatchNorm2d.convert_frozen_batchnorm(activation)  # as detectron2 freezes a block's norms
         activation.train(block.training)
         block.add_module(site, activation)
     block.__class__ = converted

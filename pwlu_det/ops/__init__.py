@@ -1,6 +1,40 @@
 """Functional ops. They need torch alone."""
 
-from pwlu_det.ops.pwlu import pwlu, pwlu_phase1  # isort: skip  (defines what the kernels implement)
+# What the kernels implement is defined before they are loaded.
+# isort: off
+from pwlu_det.ops.pointwise import (
+    acon_b,
+    acon_c,
+    apl,
+    meta_acon_pixel,
+    mixture,
+    pau,
+    prelu,
+    slaf,
+    srelu,
+    swish,
+)
+from pwlu_det.ops.rpau import rpau
+from pwlu_det.ops.frelu import frelu, frelu_inference
+from pwlu_det.ops.pwlu import pwlu, pwlu_phase1
 from pwlu_det.ops.kernels import kernels_in_use
+# isort: on
 
-__all__ = ["kernels_in_use", "pwlu", "pwlu_phase1"]
+__all__ = [
+    "acon_b",
+    "acon_c",
+    "apl",
+    "frelu",
+    "frelu_inference",
+    "kernels_in_use",
+    "meta_acon_pixel",
+    "mixture",
+    "pau",
+    "prelu",
+    "pwlu",
+    "pwlu_phase1",
+    "rpau",
+    "slaf",
+    "srelu",
+    "swish",
+]

@@ -1,15 +1,33 @@
-"""Every config of configs/coco is trained and evaluated; only sizes are overridden."""
+"""The configs of configs/coco, of which only sizes are overridden.
+
+Those of ReLU, Swish and PWLU are trained and evaluated by the command. The others are built and take a step:
+all that differ in more than the detector.
+"""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from detectors import batch, build
+from detectron2.engine import DefaultTrainer
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.utils.events import EventStorage
 
+from pwlu_det import ConfigError, build_optimizer
+from pwlu_det.activations.build import get_family
 from pwlu_det.config import check_config, check_training, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ACTIVATIONS = ("relu", "swish", "pwlu", "frelu", "prelu", "apl", "pau", "acon_c", "meta_acon")
 RUNS = sorted(CONFIGS.glob("coco/*_3x_*.yaml"))
+TRAINED = [path for path in RUNS if path.stem.rpartition("_3x_")[2] in ("relu", "swish", "pwlu")]
+FROM_IMAGENET = sorted(CONFIGS.glob("coco/*_1x_*.yaml"))
+STEPPED = [
+    *(path for path in RUNS if path not in TRAINED and "retinanet" in path.stem),
+    *(path for path in FROM_IMAGENET if "relu" not in path.stem),
+    CONFIGS / "coco/mask_rcnn_R_50_FPN_3x_frelu.yaml",
+]
 SMALL = [
     *("MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "()"),
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64, "DATALOADER.NUM_WORKERS", 0),
@@ -23,11 +41,13 @@ SMALL = [
 
 
 def test_the_paper_s_runs_are_all_there():
-    names = {f"{d}_R_50_FPN_3x_{a}" for d in ("retinanet", "mask_rcnn") for a in ("relu", "swish", "pwlu")}
+    names = {f"{d}_R_50_FPN_3x_{a}" for d in ("retinanet", "mask_rcnn") for a in ACTIVATIONS}
     assert names == {path.stem for path in RUNS}
+    names = {f"retinanet_R_50_FPN_1x_600px_{a}" for a in ("relu", "swish", "meta_acon")}  # Table 8 of ACON's
+    assert names == {path.stem for path in FROM_IMAGENET}
 
 
-@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
 def test_config_trains_and_evaluates(path, run_tool, tmp_path):
     output = run_tool("tools/train_net.py", "--config-file", path, "OUTPUT_DIR", tmp_path, *SMALL)
     assert "Evaluation results for coco_2017_val" in output
@@ -40,6 +60,43 @@ def test_config_trains_and_evaluates(path, run_tool, tmp_path):
     # R-50: 48 sites in its blocks and 1 in the stem; RetinaNet has one more, between P6 and P7
     expected = {"pwlu": 50 if "retinanet" in path.stem else 49}.get(path.stem.rsplit("_", 1)[1], 0)
     assert len(points) == expected
+
+
+@pytest.mark.parametrize("path", STEPPED, ids=lambda path: path.stem)
+def test_config_takes_a_step(path):
+    cfg = load_config(str(path), ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8])
+    name = cfg.MODEL.ACTIVATION.NAME
+    assert path.stem.endswith(f"_{name}")
+    model = build(cfg).train()
+    sites = [m for m in model.backbone.bottom_up.modules() if isinstance(m, get_family(name).module)]
+    # R-50 has 16 blocks, 13 of them before res5, with three places each, and one place in the stem.
+    assert len(sites) == {"frelu": 39, "meta_acon": 16}.get(name, 49)
+    optimizer = build_optimizer(cfg, model)
+    torch.manual_seed(0)
+    with EventStorage():
+        losses = model(batch())
+    sum(losses.values()).backward()
+    optimizer.step()
+    for key, parameter in model.named_parameters():
+        assert parameter.isfinite().all(), key
+
+
+@pytest.mark.parametrize("path", FROM_IMAGENET, ids=lambda path: path.stem)
+def test_config_is_that_of_acon_s_table_8(path):
+    cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
+    check_config(cfg)
+    with pytest.raises(ConfigError, match=r"must be 0 when MODEL\.WEIGHTS is empty"):
+        check_training(cfg)  # the backbone is to be given
+    cfg.MODEL.WEIGHTS = "backbone.pth"
+    check_training(cfg)
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST) == ((600,), 600)
+    assert (cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.MOMENTUM, cfg.SOLVER.MAX_ITER) == (1e-4, 0.9, 90000)
+    sizes, ratios = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
+    assert (len(sizes[0]), len(ratios[0])) == (3, 3)
+    for gpus in (1, 4, 8):
+        assert DefaultTrainer.auto_scale_workers(cfg, gpus).SOLVER.IMS_PER_BATCH == 2 * gpus
+    frozen = [m for m in build(cfg).backbone.bottom_up.modules() if isinstance(m, FrozenBatchNorm2d)]
+    assert len(frozen) == 53 + (32 if "meta_acon" in path.stem else 0)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ PWLU = "MODEL.ACTIVATION.PWLU."
 MISUSES = {
     "unknown name": (
         ["MODEL.ACTIVATION.NAME", "relu7"],
-        "NAME: unknown activation 'relu7'; known are prelu, pwlu",
+        "NAME: unknown activation 'relu7'; known are acon_a, acon_b",
     ),
     "unknown key": (
         ["MODEL.ACTIVATION.PWLU.INTERVALS", 4],

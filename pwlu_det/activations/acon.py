@@ -1,0 +1,170 @@
+"""The ACON family of Ma et al. 2021, "Activate or Not"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pwlu_det import ops
+
+MODES = ("channel", "layer", "pixel")
+
+
+class Swish(nn.Module):
+    """x * sigmoid(x), or with ``trainable_beta`` x * sigmoid(beta * x) (Ramachandran et al. 2017).
+
+    Attributes:
+        beta: ``[C]``, 1 at the start; only with ``trainable_beta``.
+    """
+
+    def __init__(self, num_channels: int, trainable_beta: bool = False):
+        super().__init__()
+        self.beta = nn.Parameter(torch.ones(num_channels)) if trainable_beta else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, *]`` to the same shape, dtype and layout."""
+        return F.silu(x) if self.beta is None else ops.swish(x, self.beta)
+
+
+class AconA(Swish):
+    """x * sigmoid(beta * x) (Table 1): Swish with a trainable beta.
+
+    Attributes:
+        beta: ``[C]``, 1 at the start.
+    """
+
+    def __init__(self, num_channels: int):
+        super().__init__(num_channels, trainable_beta=True)
+
+
+class AconB(nn.Module):
+    """(1-p)x * sigmoid(beta (1-p)x) + px (equation 3).
+
+    Attributes:
+        p, beta: ``[C]``, 0.25 (as in PReLU, which it smooths) and 1 at the start.
+    """
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.p = nn.Parameter(torch.full((num_channels,), 0.25))
+        self.beta = nn.Parameter(torch.ones(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, *]`` to the same shape, dtype and layout."""
+        return ops.acon_b(x, self.p, self.beta)
+
+
+class AconC(nn.Module):
+    """(p1-p2)x * sigmoid(beta (p1-p2)x) + p2 x (equation 4).
+
+    Attributes:
+        p1, p2: ``[C]``, from a standard normal distribution at the start, as in the authors' code.
+        beta: ``[C]``, 1 at the start.
+    """
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.p1 = nn.Parameter(torch.randn(num_channels))
+        self.p2 = nn.Parameter(torch.randn(num_channels))
+        self.beta = nn.Parameter(torch.ones(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, *]`` to the same shape, dtype and layout."""
+        return ops.acon_c(x, self.p1, self.p2, self.beta)
+
+
+class MetaAcon(nn.Module):
+    """ACON-C whose beta is computed from its input (section 3.1, Table 5), in one of three modes:
+
+    - channel: sigmoid(BN(fc2(BN(fc1(GAP(x)))))), a beta for each sample and channel; the norms, and the bias
+      of the 1x1 convolutions, are in the authors' code;
+    - layer: sigmoid(sum over channels of GAP(x)), a beta for each sample;
+    - pixel: sigmoid(x), a beta for each element.
+
+    Args:
+        num_channels: C of the ``[B, C, *]`` input.
+        mode: channel, layer or pixel.
+        reduction: r; between fc1 and fc2 there are max(r, C // r) channels.
+        norm: makes the norm of a number of channels. A batch norm takes its statistics over the batch alone,
+            since after global average pooling there is one value for each sample and channel.
+
+    Attributes:
+        p1, p2: ``[C]``, from a standard normal distribution at the start.
+        fc1, bn1, fc2, bn2: of mode channel.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        mode: str = "channel",
+        reduction: int = 16,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ):
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"Meta-ACON: mode is {mode!r}; it must be one of {', '.join(MODES)}")
+        if reduction < 1:
+            raise ValueError(f"Meta-ACON: reduction is {reduction}; it must be at least 1")
+        self.mode = mode
+        self.p1 = nn.Parameter(torch.randn(num_channels))
+        self.p2 = nn.Parameter(torch.randn(num_channels))
+        if mode == "channel":
+            hidden = max(reduction, num_channels // reduction)
+            self.fc1 = nn.Conv2d(num_channels, hidden, kernel_size=1)
+            self.bn1 = norm(hidden)
+            self.fc2 = nn.Conv2d(hidden, num_channels, kernel_size=1)
+            self.bn2 = norm(num_channels)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.p1)}, mode={self.mode}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, *]`` to the same shape, dtype and layout.
+
+        Raises:
+            ValueError: in mode channel, training and with batch norm, a batch of one.
+        """
+        if self.mode == "pixel":
+            return ops.meta_acon_pixel(x, self.p1, self.p2)
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # a few numbers for each sample, as exact as may be
+            beta = self._switch(x)
+        # Samples are independent, so they are taken for further channels of a single one.
+        num_samples = x.shape[0]
+        as_one = x.reshape(1, num_samples * x.shape[1], *x.shape[2:])
+        y = ops.acon_c(as_one, self.p1.repeat(num_samples), self.p2.repeat(num_samples), beta.flatten())
+        y = y.reshape(x.shape)
+        # In channels_last the first reshape had to copy.
+        return y if y.stride() == x.stride() else torch.empty_like(x).copy_(y)
+
+    def _switch(self, x: Tensor) -> Tensor:
+        """beta, ``[B, C]``, in float32 or wider."""
+        dims = list(range(2, x.dim()))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        pooled = x.mean(dims, dtype=dtype) if dims else x.to(dtype)
+        if self.mode == "layer":
+            return pooled.sum(1, keepdim=True).sigmoid().expand_as(pooled)
+        if self.training and x.shape[0] == 1:
+            self._check_single_sample()
+        pooled = pooled.to(self.fc1.weight.dtype)[..., None, None]
+        return self.bn2(self.fc2(self.bn1(self.fc1(pooled)))).sigmoid().flatten(1)
+
+    def _check_single_sample(self) -> None:
+        over_processes = (
+            type(self.bn1) is not nn.BatchNorm2d and dist.is_initialized() and dist.get_world_size() > 1
+        )
+        if isinstance(self.bn1, nn.modules.batchnorm._BatchNorm) and not over_processes:
+            raise ValueError(
+                "Meta-ACON: the batch has one sample, and global average pooling leaves one value for each "
+                "of its channels: too few for the statistics of a batch norm in training. Allowed are two "
+                "images or more on each GPU, SyncBN or FrozenBN (MODEL.RESNETS.NORM), and the modes layer "
+                "and pixel (MODEL.ACTIVATION.META_ACON.MODE)"
+            )

@@ -1,0 +1,38 @@
+"""Adaptive piecewise linear units of Agostinelli et al. 2015."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pwlu_det import ops
+
+
+class APL(nn.Module):
+    """max(0, x) + sum over s = 1 ... S of a_s * max(0, b_s - x).
+
+    The authors' layer has slopes and offsets of its own for each neuron, ``[S, C, H, W]``; here all positions
+    of a channel share them, as a detector's images differ in size.
+
+    Args:
+        num_channels: C of the ``[B, C, *]`` input.
+        num_hinges: S. The authors' default is 5; Zhou et al. 2021 find that unstable, and take 3.
+
+    Attributes:
+        slopes: a, ``[S, C]``, from U(-0.5/S, 0.5/S) at the start.
+        offsets: b, ``[S, C]``, from a normal distribution of mean 0 and standard deviation 0.5.
+
+    Raises:
+        ValueError: ``num_hinges`` is less than 1.
+    """
+
+    def __init__(self, num_channels: int, num_hinges: int = 3):
+        super().__init__()
+        if num_hinges < 1:
+            raise ValueError(f"APL: num_hinges is {num_hinges}; it must be at least 1")
+        self.slopes = nn.Parameter((torch.rand(num_hinges, num_channels) - 0.5) / num_hinges)
+        self.offsets = nn.Parameter(torch.randn(num_hinges, num_channels) * 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, *]`` to the same shape, dtype and layout."""
+        return ops.apl(x, self.slopes, self.offsets)
