@@ -38,26 +38,21 @@ template <typename V>
 PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, V> where_positive(V c, V a, V b) {
   return c > V(0) ? a : b;
 }
-// e to a power that is not positive; 0 where that is not a normal number
+
+// sigmoid(z), and its derivative without cancellation.
 template <typename V>
-PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, V> exp_of_negative(V a) {
-  return std::exp(a);
+struct Sigmoid {
+  V value, slope;
+};
+template <typename V>
+PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, Sigmoid<V>> sigmoid(V z) {
+  const V e = std::exp(-abs(z)), larger = V(1) / (V(1) + e);
+  return {z > V(0) ? larger : e * larger, e * larger * larger};
 }
 
 template <typename V>
 PWLU_MATH V relu(V x) {
   return max(V(0.0f), x);
-}
-
-// sigmoid(z) and sigmoid(-z), neither with cancellation.
-template <typename V>
-struct Sigmoids {
-  V of, rest;
-};
-template <typename V>
-PWLU_MATH Sigmoids<V> sigmoids(V z) {
-  const V zero(0.0f), one(1.0f), e = exp_of_negative(zero - abs(z)), larger = one / (one + e), smaller = e * larger;
-  return {where_positive(z, larger, smaller), where_positive(z, smaller, larger)};
 }
 
 struct Prelu {  // slope
@@ -80,16 +75,16 @@ struct Gate {
 };
 template <typename V>
 PWLU_MATH Gate<V> gate(V u, V beta) {
-  const Sigmoids<V> s = sigmoids(beta * u);
-  const V by_z = u * s.of * s.rest;
-  return {u, fma(beta, by_z, s.of), by_z};
+  const Sigmoid<V> s = sigmoid(beta * u);
+  const V by_z = u * s.slope;
+  return {u, fma(beta, by_z, s.value), by_z};
 }
 
 struct Swish {  // beta; ACON-A
   static constexpr int kSize = 1;
   template <typename V>
   PWLU_MATH V forward(V x, const V* p) const {
-    return x * sigmoids(p[0] * x).of;
+    return x * sigmoid(p[0] * x).value;
   }
   template <typename V>
   PWLU_MATH V backward(V x, const V* p, V* d) const {
@@ -104,7 +99,7 @@ struct AconC {  // p1, p2, beta
   template <typename V>
   PWLU_MATH V forward(V x, const V* p) const {
     const V u = (p[0] - p[1]) * x;
-    return fma(u, sigmoids(p[2] * u).of, p[1] * x);
+    return fma(u, sigmoid(p[2] * u).value, p[1] * x);
   }
   template <typename V>
   PWLU_MATH V backward(V x, const V* p, V* d) const {
@@ -139,17 +134,17 @@ struct MetaAconPixel {  // p1, p2; beta = sigmoid(x)
   static constexpr int kSize = 2;
   template <typename V>
   PWLU_MATH V forward(V x, const V* p) const {
-    const V all[] = {p[0], p[1], sigmoids(x).of};
+    const V all[] = {p[0], p[1], sigmoid(x).value};
     return AconC().forward(x, all);
   }
   template <typename V>
   PWLU_MATH V backward(V x, const V* p, V* d) const {
-    const Sigmoids<V> beta = sigmoids(x);
+    const Sigmoid<V> beta = sigmoid(x);
     const V difference = p[0] - p[1];
-    const Gate<V> g = gate(difference * x, beta.of);
+    const Gate<V> g = gate(difference * x, beta.value);
     d[0] = x * g.by_u;
     d[1] = x * (V(1.0f) - g.by_u);
-    return fma(difference, g.by_u, p[1]) + g.by_z * (beta.of * beta.rest * g.u);
+    return fma(difference, g.by_u, p[1]) + g.by_z * (beta.slope * g.u);
   }
 };
 

@@ -8,16 +8,17 @@ namespace {
 
 using pwlu::ChannelParameters;
 
-// e to a power that is not positive, and 0 from -87 on: a polynomial within half of ln 2, times a power of 2. Its
-// coefficients are those of expf in the Cephes library.
-PWLU_INLINE Vec exp_of_negative(Vec a) {
-  const Vec least(-87.0f), bounded = max(least, a), n = round(bounded * Vec(1.44269504f));
-  const Vec r = fma(n, Vec(2.12194440e-4f), fma(n, Vec(-0.693359375f), bounded));
+// sigmoid(z) = 1 / (1 + e^-z): the power is a polynomial within half of ln 2, times a power of 2. The coefficients
+// are those of expf in the Cephes library. Where the result would not be a normal number it is 0.
+PWLU_INLINE pwlu::Sigmoid<Vec> sigmoid(Vec z) {
+  const Vec one(1.0f), a = min(Vec(88.0f), max(Vec(-87.0f), Vec(0.0f) - z)), n = round(a * Vec(1.44269504f));
+  const Vec r = fma(n, Vec(2.12194440e-4f), fma(n, Vec(-0.693359375f), a));
   Vec p(1.9875691500e-4f);
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
     p = fma(p, r, Vec(c));
   }
-  return where_positive(least - a, Vec(0.0f), scale(fma(p * r, r, r + Vec(1.0f)), n));
+  const Vec e = scale(fma(p * r, r, r + one), n), value = reciprocal(one + e);
+  return {value, e * value * value};
 }
 
 constexpr int kMaxParameters = 64;

@@ -59,6 +59,11 @@ PWLU_INLINE Vec scale(Vec a, Vec n) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_cvttps_epi32(n.v), 23);
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), exponent));
 }
+// 1 / a within about a unit, by one step of Newton's; 0 where that is not a normal number
+PWLU_INLINE Vec reciprocal(Vec a) {
+  const __m256 r = _mm256_rcp_ps(a.v);
+  return _mm256_mul_ps(r, _mm256_fnmadd_ps(a.v, r, _mm256_set1_ps(2.0f)));
+}
 PWLU_INLINE bool any_nan(Vec a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
 
 // Sums of a - shift, and of its squares, in double and by lane.

@@ -52,6 +52,11 @@ PWLU_INLINE Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
 PWLU_INLINE Vec round(Vec a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // a * 2^n for whole n
 PWLU_INLINE Vec scale(Vec a, Vec n) { return _mm512_scalef_ps(a.v, n.v); }
+// 1 / a within about a unit, by one step of Newton's
+PWLU_INLINE Vec reciprocal(Vec a) {
+  const __m512 r = _mm512_rcp14_ps(a.v);
+  return _mm512_mul_ps(r, _mm512_fnmadd_ps(a.v, r, _mm512_set1_ps(2.0f)));
+}
 PWLU_INLINE bool any_nan(Vec a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 
 // Sums of a - shift, and of its squares, in double and by lane.
