@@ -1,13 +1,13 @@
-// What all kernels share: the bin rule and the tables that it indexes.
+// What all kernels share: the bin rule, the tables that it indexes, and the gradients from the sums over bins.
 //
 // Bins are numbered -1 ... N (section 4.3 of the paper), columns 0 ... N+1 of a table. In every bin the
-// function is a line through its knot c_k:
+// function is a line through its centre c_k, the middle of the interval; B_L and B_R in the outer bins:
 //
-//     k = clip(floor((x - B_L) * scale), -1, N)       c_k = max(k, 0) * length + B_L
+//     k = clip(floor((x - B_L) * scale), -1, N)       c_k = clip(k * d + B_L + d / 2, B_L, B_R)
 //     y = value[k] + slope[k] * (x - c_k)
 //
 // x - c_k is rounded once, relative to itself, also where the bounds are narrow and far from zero. c_k is
-// the knot as the kernel's arithmetic finds it; value[k] is what the line is worth there, computed in double,
+// the centre as the kernel's arithmetic finds it; value[k] is what the line is worth there, computed in double,
 // so an inexact c_k costs no accuracy.
 #pragma once
 
@@ -31,83 +31,134 @@ using std::nextafter;
 // The least width B_R - B_L that is computed with, so that bounds that have crossed can recover.
 constexpr double kMinWidth = 1e-4;
 
-// One channel's function, in the kernel's arithmetic R.
+template <typename R>
+struct Largest;
+template <>
+struct Largest<float> {
+  static constexpr float value = 3.402823466e+38f, smallest_normal = 1.175494351e-38f;
+};
+template <>
+struct Largest<double> {
+  static constexpr double value = 1.7976931348623157e+308, smallest_normal = 2.2250738585072014e-308;
+};
+
+// One channel's parameters; points has N + 1.
+template <typename P>
+struct Parameters {
+  const P* points;
+  P left_bound, right_bound, left_slope, right_slope;
+  int num_intervals;
+};
+
+// B_R, at least kMinWidth from B_L.
+template <typename P>
+PWLU_FN double right_end(const Parameters<P>& p) {
+  const double least = double(p.left_bound) + kMinWidth;
+  return p.right_bound > least ? p.right_bound : least;
+}
+
+// d, the length of an interval.
+template <typename P>
+PWLU_FN double interval_length(const Parameters<P>& p) {
+  const double width = double(p.right_bound) - double(p.left_bound);
+  return (width > kMinWidth ? width : kMinWidth) / p.num_intervals;
+}
+
+// The slope in bin k.
+template <typename P>
+PWLU_FN double slope_of(const Parameters<P>& p, int k) {
+  if (k < 0) return p.left_slope;
+  if (k >= p.num_intervals) return p.right_slope;
+  return (double(p.points[k + 1]) - double(p.points[k])) / interval_length(p);
+}
+
+// The bins of one channel, in the kernel's arithmetic R.
 template <typename R>
 struct Line {
-  R left;          // B_L
-  R right;         // B_R, at least kMinWidth from it
-  R length;        // d, of one interval
-  R scale;         // about 1 / d
-  R last;          // N
-  R right_value;   // the function at `right`
-  const R* value;  // [N + 2]
-  const R* slope;  // [N + 2]
+  R left;    // B_L
+  R right;   // B_R, at least kMinWidth from it
+  R length;  // d, of one interval
+  R middle;  // of the first interval
+  R scale;   // about 1 / d
+  R last;    // N
 };
+
+template <typename R, typename P>
+PWLU_FN Line<R> make_line(const Parameters<P>& p) {
+  const double d = interval_length(p), most = Largest<R>::value;
+  Line<R> line;
+  line.left = R(p.left_bound);
+  line.right = R(right_end(p));
+  line.length = R(d < most ? d : most);
+  line.middle = R(p.left_bound + d / 2);
+  line.scale = R(1 / d);
+  line.last = R(p.num_intervals);
+  // B_R itself belongs to bin N: round the scale up until it does.
+  for (int i = 0; i < 4 && (line.right - line.left) * line.scale < line.last; ++i) {
+    line.scale = nextafter(line.scale, Largest<R>::value);
+  }
+  return line;
+}
 
 // The bin of x, as a number that is whole. NaN goes to bin -1.
 template <typename R>
-PWLU_FN R bin_of(R x, R left, R scale, R last) {
-  const R u = floor((x - left) * scale);
-  return u > R(-1) ? (u < last ? u : last) : R(-1);
+PWLU_FN R bin_of(R x, const Line<R>& line) {
+  const R u = floor((x - line.left) * line.scale);
+  return u > R(-1) ? (u < line.last ? u : line.last) : R(-1);
 }
 
-// The knot c_k that x is measured from.
+// The centre c_k that x is measured from.
 template <typename R>
-PWLU_FN R knot_of(R k, R left, R length) {
-  return fma(k > R(0) ? k : R(0), length, left);
+PWLU_FN R center_of(R k, const Line<R>& line) {
+  const R c = fma(k, line.length, line.middle);
+  return c > line.left ? (c < line.right ? c : line.right) : line.left;
 }
 
-// The parameters of one channel; points has N + 1.
-struct Parameters {
-  const double* points;
-  double left_bound, right_bound, left_slope, right_slope;
-  int num_intervals;
+// Where a kernel's centre lies from the exact left end of its bin, from B_L in bin -1.
+template <typename R, typename P>
+PWLU_FN double center_offset(const Parameters<P>& p, const Line<R>& line, int k) {
+  const double c = center_of(R(k), line);
+  if (k >= p.num_intervals) return c - right_end(p);
+  return (c - double(p.left_bound)) - (k < 0 ? 0 : k) * interval_length(p);
+}
 
-  double length() const {
-    const double width = right_bound - left_bound;
-    return (width > kMinWidth ? width : kMinWidth) / num_intervals;
-  }
-  double right_end() const {
-    const double least = left_bound + kMinWidth;
-    return right_bound > least ? right_bound : least;
-  }
-  double rise(int k) const { return points[k + 1] - points[k]; }
+// What bin k's line is worth at its centre.
+template <typename R, typename P>
+PWLU_FN double value_of(const Parameters<P>& p, const Line<R>& line, int k) {
+  const int start = k < 0 ? 0 : k;
+  return double(p.points[start]) + slope_of(p, k) * center_offset(p, line, k);
+}
+
+// Whether R holds the line's numbers, and differences between them and x of a like size. Where it does not, the
+// channel is computed in double.
+template <typename R, typename P>
+PWLU_FN bool bounds_fit(const Parameters<P>& p, const Line<R>& line) {
+  const R most = Largest<R>::value / 8;
+  return -most < line.left && line.right < most && line.scale > Largest<R>::smallest_normal &&
+         interval_length(p) < most;
+}
+template <typename R, typename P>
+PWLU_FN bool slope_fits(const Parameters<P>& p, int k) {
+  const double slope = slope_of(p, k);
+  return -Largest<R>::value <= slope && slope <= Largest<R>::value;
+}
+
+// y and its slope in double, for an x or a channel that R does not hold. Works by quarters, for which there is
+// always room. A slope of 0 holds the end point's value, also at x = +-infinity.
+struct Careful {
+  int k;
+  double value, slope, distance;
 };
-
-// Where a kernel's knot lies from the exact one: c_k - (B_L + k d), for k = 0 ... N - 1.
-template <typename R>
-PWLU_FN double knot_error(const Parameters& p, R left, R length, int k) {
-  return (double(knot_of<R>(R(k), left, length)) - p.left_bound) - k * p.length();
-}
-
-// Fill a channel's table of N + 2 values and slopes, and give its line.
-template <typename R>
-PWLU_FN Line<R> make_line(const Parameters& p, R* value, R* slope) {
-  const int n = p.num_intervals;
-  const double d = p.length(), most = std::numeric_limits<R>::max();
-  Line<R> line;
-  line.left = R(p.left_bound);
-  line.right = R(p.right_end());
-  line.length = R(d < most ? d : most);
-  line.scale = R(1 / d < most ? 1 / d : most);
-  line.last = R(n);
-  line.value = value;
-  line.slope = slope;
-  // B_R itself belongs to bin N: round the scale up until it does.
-  for (int i = 0; i < 4 && (line.right - line.left) * line.scale < line.last; ++i) {
-    line.scale = nextafter(line.scale, std::numeric_limits<R>::max());
-  }
-  value[0] = R(p.points[0] + p.left_slope * (line.left - p.left_bound));
-  slope[0] = R(p.left_slope);
-  for (int k = 0; k < n; ++k) {
-    slope[k + 1] = R(p.rise(k) / d);
-    value[k + 1] = R(p.points[k] + p.rise(k) / d * knot_error(p, line.left, line.length, k));
-  }
-  slope[n + 1] = R(p.right_slope);
-  line.right_value = R(p.points[n] + p.right_slope * (line.right - p.right_end()));
-  const double last_knot = knot_of(line.last, line.left, line.length);
-  value[n + 1] = R(p.points[n] + p.right_slope * (last_knot - p.right_end()));
-  return line;
+template <typename R, typename P>
+PWLU_FN Careful evaluate_carefully(const Parameters<P>& p, const Line<R>& line, R x) {
+  Careful at;
+  const R k = bin_of(x, line), c = center_of(k, line);
+  at.k = int(k);
+  at.slope = slope_of(p, at.k);
+  at.distance = double(x) - double(c);
+  const double value = value_of(p, line, at.k), quarter = double(x) / 4 - double(c) / 4;
+  at.value = at.slope == 0 && x == x ? value : 4 * (value / 4 + at.slope * quarter);
+  return at;
 }
 
 // Sums over the elements of each bin, [N + 2] each: of g, and of g * (x - c_k).
@@ -116,32 +167,55 @@ struct Moments {
   double* moment;
 };
 
-// Gradients of one channel's parameters (Table 1 of the paper, summed) from the moments of its bins. Gives
-// dY_P (N + 1), then dB_L, dB_R, dK_L, dK_R.
-template <typename R>
-PWLU_FN void finish_gradients(const Parameters& p, const Line<R>& line, const Moments& m, double* grad_points,
-                              double* grad_others) {
+// The sum of g * t over bin k, with t in [0, 1) across the interval.
+template <typename R, typename P>
+PWLU_FN double inner_moment(const Parameters<P>& p, const Line<R>& line, const Moments& m, int k) {
+  return (m.moment[k + 1] + center_offset(p, line, k) * m.amount[k + 1]) / interval_length(p);
+}
+
+// Gradients of one channel's parameters (Table 1 of the paper, summed) from the moments of its bins: of Y_P at
+// point j = 0 ... N, ...
+template <typename R, typename P>
+PWLU_FN double point_gradient(const Parameters<P>& p, const Line<R>& line, const Moments& m, int j) {
   const int n = p.num_intervals;
-  const double d = p.length();
-  const double last_knot = knot_of(line.last, line.left, line.length);
-  const double right_moment = m.moment[n + 1] + (last_knot - p.right_end()) * m.amount[n + 1];
-  double left = -p.left_slope * m.amount[0], right = -p.right_slope * m.amount[n + 1];
-  for (int j = 0; j <= n; ++j) grad_points[j] = 0;
-  grad_points[0] += m.amount[0];
-  grad_points[n] += m.amount[n + 1];
-  for (int k = 0; k < n; ++k) {
-    const double amount = m.amount[k + 1];
-    // sum of g * t, t in [0, 1) across the interval
-    const double moment = (m.moment[k + 1] + knot_error(p, line.left, line.length, k) * amount) / d;
-    grad_points[k] += amount - moment;
-    grad_points[k + 1] += moment;
-    left += p.rise(k) / d * ((k - n) * amount + moment) / n;
-    right -= p.rise(k) / d * (k * amount + moment) / n;
+  double grad = 0;
+  if (j == 0) grad += m.amount[0];
+  if (j == n) grad += m.amount[n + 1];
+  if (j < n) grad += m.amount[j + 1] - inner_moment(p, line, m, j);
+  if (j > 0) grad += inner_moment(p, line, m, j - 1);
+  return grad;
+}
+
+// ... what bin k = -1 ... N adds to those of B_L and B_R, ...
+template <typename R, typename P>
+PWLU_FN void add_bound_gradients(const Parameters<P>& p, const Line<R>& line, const Moments& m, int k, double* left,
+                                 double* right) {
+  const int n = p.num_intervals;
+  const double slope = slope_of(p, k), amount = m.amount[k + 1];
+  if (k < 0) {
+    *left -= slope * amount;
+  } else if (k >= n) {
+    *right -= slope * amount;
+  } else {
+    const double moment = inner_moment(p, line, m, k);
+    *left += slope * ((k - n) * amount + moment) / n;
+    *right -= slope * (k * amount + moment) / n;
   }
-  grad_others[0] = left;
-  grad_others[1] = right;
-  grad_others[2] = m.moment[0] + (double(line.left) - p.left_bound) * m.amount[0];
-  grad_others[3] = right_moment;
+}
+
+// ... of the slope in bin k, K_L for -1 and K_R for N, ...
+template <typename R, typename P>
+PWLU_FN double slope_gradient(const Parameters<P>& p, const Line<R>& line, const Moments& m, int k) {
+  return m.moment[k + 1] + center_offset(p, line, k) * m.amount[k + 1];
+}
+
+// ... and of B_L, B_R, K_L, K_R.
+template <typename R, typename P>
+PWLU_FN void other_gradients(const Parameters<P>& p, const Line<R>& line, const Moments& m, double* grads) {
+  grads[0] = grads[1] = 0;
+  for (int k = -1; k <= p.num_intervals; ++k) add_bound_gradients(p, line, m, k, &grads[0], &grads[1]);
+  grads[2] = slope_gradient(p, line, m, -1);
+  grads[3] = slope_gradient(p, line, m, p.num_intervals);
 }
 
 }  // namespace pwlu
