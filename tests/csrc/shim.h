@@ -1,15 +1,19 @@
 // CUDA's language for g++: included before the kernels' source, it lets them run on the host as they are.
 //
-// A block's threads are std::threads, blocks run in turn, and barriers are barriers: so the sanitizers see
-// what a GPU would do wrong without them. Shared memory is filled with NaN before each block, and what a launch did not
-// ask for is poisoned.
+// Blocks run in turn. Under ThreadSanitizer a block's threads are threads, and it sees what barriers are missing; else
+// they are fibers, each of which runs until it waits for the others. Shared memory is filled with NaN before each block, and what
+// a launch did not ask for is poisoned.
 #pragma once
+
+#include <ucontext.h>
 
 #include <barrier>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <deque>
 #include <thread>
 #include <vector>
 
@@ -27,7 +31,7 @@
 #define __constant__
 #define __noinline__ __attribute__((noinline))
 #define __forceinline__ inline
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(n)
 
 using std::max;
@@ -36,7 +40,11 @@ using std::min;
 struct Index {
   unsigned x;
 };
+#ifdef __SANITIZE_THREAD__
 inline thread_local Index threadIdx;
+#else
+inline Index threadIdx;  // as fibers change, so does it
+#endif
 inline Index blockIdx, blockDim;
 
 struct alignas(16) uint4 {
@@ -47,15 +55,94 @@ struct alignas(16) uint4 {
 
 namespace emulated {
 
-constexpr int kWarp = 32, kMaxSharedBytes = 48 << 10;
+constexpr int kWarp = 32, kMaxThreads = 1024, kMaxSharedBytes = 48 << 10;
+
+#ifdef __SANITIZE_THREAD__
+
+using Barrier = std::barrier<>;
+
+template <typename Run>
+void run_threads(int count, const Run& run) {
+  std::vector<std::thread> threads;
+  for (int t = 0; t < count; ++t) {
+    threads.emplace_back([&run, t] {
+      threadIdx.x = t;
+      run();
+    });
+  }
+  for (auto& thread : threads) thread.join();
+}
+
+#else
+
+inline ucontext_t scheduler, fibers[kMaxThreads];
+inline struct {
+  bool ended;
+  const int* turn;  // of the barrier that it waits at, until this is no longer
+  int at;
+} states[kMaxThreads];
+
+class Barrier {
+ public:
+  explicit Barrier(int count) : count_(count) {}
+  void arrive_and_wait() {
+    if (++arrived_ == count_) {
+      arrived_ = 0;
+      ++turn_;
+      return;
+    }
+    states[threadIdx.x] = {false, &turn_, turn_};
+    swapcontext(&fibers[threadIdx.x], &scheduler);
+  }
+
+ private:
+  int count_, arrived_ = 0, turn_ = 0;
+};
+
+template <typename Run>
+void run_threads(int count, const Run& run) {
+  constexpr int kStack = 128 << 10;
+  static const Run* running;
+  static std::vector<char> stacks(size_t(kMaxThreads) * kStack);
+  running = &run;
+  const auto start = [] {
+    (*running)();
+    states[threadIdx.x].ended = true;
+  };
+  for (int t = 0; t < count; ++t) {
+    getcontext(&fibers[t]);
+    fibers[t].uc_stack.ss_sp = stacks.data() + size_t(t) * kStack;
+    fibers[t].uc_stack.ss_size = kStack;
+    fibers[t].uc_link = &scheduler;
+    states[t] = {false, nullptr, 0};
+    makecontext(&fibers[t], static_cast<void (*)()>(start), 0);
+  }
+  bool progress = true, all_ended = false;
+  while (progress && !all_ended) {
+    progress = false, all_ended = true;
+    for (int t = 0; t < count; ++t) {
+      const auto& state = states[t];
+      if (!state.ended && !(state.turn && *state.turn == state.at)) {
+        threadIdx.x = t;
+        swapcontext(&scheduler, &fibers[t]);
+        progress = true;
+      }
+      all_ended &= state.ended;
+    }
+  }
+  if (!all_ended) std::fprintf(stderr, "threads wait for ever at a barrier\n"), std::abort();
+}
+
+#endif
 
 struct Block {
-  explicit Block(int threads) : all(threads), exchange(threads) {
-    for (int w = 0; w < threads / kWarp; ++w) warps.push_back(std::make_unique<std::barrier<>>(kWarp));
+  explicit Block(int threads) : all(threads), votes(threads), shuffled(threads) {
+    for (int w = 0; w < threads / kWarp; ++w) warps.emplace_back(kWarp);
   }
-  std::barrier<> all;
-  std::vector<std::unique_ptr<std::barrier<>>> warps;
-  std::vector<double> exchange;  // a number of each thread
+  Barrier all;
+  std::deque<Barrier> warps;
+  std::vector<int> votes;
+  std::vector<double> shuffled;
 };
 inline Block* block;
 
@@ -64,20 +151,20 @@ inline Block* block;
 inline void __syncthreads() { emulated::block->all.arrive_and_wait(); }
 inline int __syncthreads_or(int value) {
   emulated::Block& block = *emulated::block;
-  block.exchange[threadIdx.x] = value != 0;
+  block.votes[threadIdx.x] = value != 0;
   block.all.arrive_and_wait();
   int result = 0;
-  for (double one : block.exchange) result |= one != 0;
+  for (int vote : block.votes) result |= vote;
   block.all.arrive_and_wait();
   return result;
 }
 inline int __syncthreads_and(int value) { return !__syncthreads_or(!value); }
 inline double __shfl_xor_sync(unsigned, double value, int mask) {
   emulated::Block& block = *emulated::block;
-  std::barrier<>& warp = *block.warps[threadIdx.x / emulated::kWarp];
-  block.exchange[threadIdx.x] = value;
+  emulated::Barrier& warp = block.warps[threadIdx.x / emulated::kWarp];
+  block.shuffled[threadIdx.x] = value;
   warp.arrive_and_wait();
-  const double other = block.exchange[threadIdx.x ^ mask];
+  const double other = block.shuffled[threadIdx.x ^ mask];
   warp.arrive_and_wait();
   return other;
 }
@@ -88,28 +175,17 @@ alignas(16) inline unsigned char shared_memory[emulated::kMaxSharedBytes];
 template <typename... Formal, typename... Actual>
 int launch(void (*kernel)(Formal...), int64_t blocks, int threads, int64_t shared_bytes, void*,
            const Actual&... arguments) {
-  if (shared_bytes > emulated::kMaxSharedBytes) return 1;
-  emulated::Block shared(threads);
-  emulated::block = &shared;
+  if (shared_bytes > emulated::kMaxSharedBytes || threads > emulated::kMaxThreads) return 1;
   blockDim.x = threads;
-  std::vector<std::thread> workers;
-  for (int t = 0; t < threads; ++t) {
-    workers.emplace_back([&, t] {
-      threadIdx.x = t;
-      for (int64_t b = 0; b < blocks; ++b) {
-        if (t == 0) {
-          blockIdx.x = unsigned(b);
-          ASAN_UNPOISON_MEMORY_REGION(shared_memory, sizeof shared_memory);
-          std::memset(shared_memory, 0xff, sizeof shared_memory);
-          ASAN_POISON_MEMORY_REGION(shared_memory + shared_bytes, sizeof shared_memory - shared_bytes);
-        }
-        shared.all.arrive_and_wait();
-        kernel(arguments...);
-        shared.all.arrive_and_wait();
-      }
-    });
+  for (int64_t b = 0; b < blocks; ++b) {
+    blockIdx.x = unsigned(b);
+    ASAN_UNPOISON_MEMORY_REGION(shared_memory, sizeof shared_memory);
+    std::memset(shared_memory, 0xff, sizeof shared_memory);
+    ASAN_POISON_MEMORY_REGION(shared_memory + shared_bytes, sizeof shared_memory - shared_bytes);
+    emulated::Block shared(threads);
+    emulated::block = &shared;
+    emulated::run_threads(threads, [&] { kernel(arguments...); });
   }
-  for (auto& worker : workers) worker.join();
   return 0;
 }
 }  // namespace pwlu

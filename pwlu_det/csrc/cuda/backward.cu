@@ -20,15 +20,10 @@ std::pair<Windows, int64_t> make_windows(int num_intervals) {
   return {{count, size, tabled}, tabled ? table + size * kSums : 0};
 }
 
-bool takes_rows(const Layout& layout, Element element, int num_intervals) {
-  return layout.channels_last && channels_last_fits(element, num_intervals);
-}
-
 }  // namespace
 
 int64_t backward_workspace(const Layout& layout, Element element, int num_intervals) {
-  const bool rows = takes_rows(layout, element, num_intervals);
-  return with_items(layout, element, rows, [&](auto, const auto& items) -> int64_t {
+  return with_items(layout, element, by_rows(layout, element, num_intervals), [&](auto, const auto& items) -> int64_t {
     return items.channels() * 2 * (num_intervals + 2) * (items.items_of_channel() + 1);
   });
 }
@@ -37,7 +32,8 @@ int launch_backward(const Layout& layout, Element element, const Functions& func
                     const void* x, void* grad_x, const FunctionGradients& gradients, double* workspace,
                     void* stream) {
   const int n = functions.num_intervals;
-  return with_items(layout, element, takes_rows(layout, element, n), [&](auto tag, const auto& items) {
+  if (!is_supported(layout, element, n)) return kInvalidValue;
+  return with_items(layout, element, by_rows(layout, element, n), [&](auto tag, const auto& items) {
     using T = typename decltype(tag)::type;
     using R = Real<T>;
     using Items = std::decay_t<decltype(items)>;

@@ -13,8 +13,8 @@ bool channels_last_fits(Element element, int num_intervals) {
 int launch_forward(const Layout& layout, Element element, const Functions& functions, const void* x, void* y,
                    void* stream) {
   const int n = functions.num_intervals;
-  const bool rows = layout.channels_last && channels_last_fits(element, n);
-  return with_items(layout, element, rows, [&](auto tag, const auto& items) {
+  if (!is_supported(layout, element, n)) return kInvalidValue;
+  return with_items(layout, element, by_rows(layout, element, n), [&](auto tag, const auto& items) {
     using T = typename decltype(tag)::type;
     using R = Real<T>;
     using Items = std::decay_t<decltype(items)>;
