@@ -88,13 +88,13 @@ class Emulation:
     """The kernels under ``sources``, built with these flags into ``folder``."""
 
     def __init__(self, folder: Path, *flags: str, sources: Path = SOURCES):
-        self.folder, self.flags, self.sources = folder, flags, sources
+        self.folder, self.flags, self.sources = folder, flags or ("-O1",), sources
         self._library = None
 
     def _build(self, name: str, *flags: str) -> Path:
         target = self.folder / name
         here = ROOT / "tests" / "csrc"
-        command = ["g++", "-std=c++20", "-O1", "-x", "c++", "-include", here / "shim.h", "-pthread", "-Wall",
+        command = ["g++", "-std=c++20", "-x", "c++", "-include", here / "shim.h", "-pthread", "-Wall",
                    "-Werror", "-Wno-unknown-pragmas", f"-I{self.sources / 'cuda'}", *self.flags, *flags,
                    here / "emulation.cpp", "-o", target]  # fmt: skip
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
@@ -223,4 +223,4 @@ def check_phase1(case, results, _unit=None):
     std = rows.std(1)
     _near(mean, expected, unit * (np.abs(expected) + std), "mean")
     squares = ((rows - expected[:, None]) ** 2).sum(1)
-    _near(deviation, squares, 8 * unit * squares + unit**2, "deviation")
+    _near(deviation, squares, 20 * unit * squares + unit**2, "deviation")

@@ -75,7 +75,8 @@ def numpy_arrays(case):
 def expected_output(case):
     rows = oracle.per_function(case.x.double().numpy(), case.x.shape[1])
     with np.errstate(over="ignore"):
-        return torch.from_numpy(oracle.from_function(oracle.forward(rows, *numpy_arrays(case)), case.x.shape).copy())
+        y = np.where(np.isnan(rows), np.nan, oracle.forward(rows, *numpy_arrays(case)))
+    return torch.from_numpy(oracle.from_function(y, case.x.shape).copy())
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "rows"])
@@ -108,9 +109,9 @@ def test_channels_that_do_not_fit_float(plain, n, channels_last):
     case = make_case((2, 4, 60), n, torch.float32, channels_last)
     points, left, right, *_ = case.parameters
     left[1], right[1] = -2e38, 3e38  # their difference does not fit
-    points[2] = torch.linspace(-3e38, 3e38, n + 1).roll(5)  # nor does the slope
+    points[2] = torch.linspace(-3e38, 3e38, n + 1, dtype=torch.float64).roll(5)  # nor does the slope
     right[2] = left[2] + 0.125
-    case.x[:, 1] = torch.linspace(-3e38, 3e38, 120).view(2, 60)
+    case.x[:, 1] = torch.linspace(-3e38, 3e38, 120, dtype=torch.float64).view(2, 60)
     case.x[:, 2] = left[2] + torch.linspace(-0.03, 0.15, 120).view(2, 60)
     case.parameters[3][1:3] = case.parameters[4][1:3] = 0.5
     case.grad *= 1e-10
@@ -193,14 +194,14 @@ def test_gradients_are_within_a_millionth(plain, shape, n, channels_last, mean, 
 
 # --- sanitizers ---------------------------------------------------------------------------------------
 
-SMALL = [make_case((2, 2, 37), 2, torch.float32), make_case((1, 33, 5), 2, torch.bfloat16, True)]
+SMALL = [make_case((1, 2, 37), 2, torch.float32), make_case((1, 2, 5), 2, torch.bfloat16, True)]
 SANITIZED = [
     *SMALL,
     make_case((1, 1, 300), 16, torch.float32, False, (1, 1, 1)),
     make_case((1, 2, 20), 60, torch.float16),
     make_case((1, 2, 9), 24, torch.float64),
 ]
-NOT_A_NUMBER = make_case((1, 2, 50), 3)
+NOT_A_NUMBER = make_case((1, 1, 20), 2)
 NOT_A_NUMBER.x[0, 0, 7] = torch.nan
 
 
@@ -210,17 +211,17 @@ def sanitized_cases(cases):
 
 @pytest.fixture(scope="session")
 def addresses(tmp_path_factory):
-    flags = "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"
+    flags = "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"  # -O1 compiles for a minute
     return Emulation(tmp_path_factory.mktemp("addresses"), *flags)
 
 
 @pytest.fixture(scope="session")
 def threads(tmp_path_factory):
-    return Emulation(tmp_path_factory.mktemp("threads"), "-fsanitize=thread", "-g")
+    return Emulation(tmp_path_factory.mktemp("threads"), "-O1", "-fsanitize=thread", "-g")
 
 
 def test_no_access_is_out_of_bounds_or_misaligned(addresses):
-    cases = sanitized_cases(SANITIZED + [make_case(s, n, torch.float32, *rest) for s, n, *rest in CASES.values()])
+    cases = sanitized_cases(SANITIZED + [make_case(s, n, torch.float32, *rest) for s, n, *rest in CASES.values() if s[1] < 30])
     cases += [(op, NOT_A_NUMBER) for op in (FORWARD, BACKWARD)]
     for (op, case), results in zip(cases, addresses.run_program(cases)):
         if case is not NOT_A_NUMBER:
