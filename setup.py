@@ -79,7 +79,11 @@ def find_toolkit() -> tuple:
 
 def run(*command) -> str:
     done = subprocess.run(
-        [str(part) for part in command], check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [str(part) for part in command],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     return done.stdout
 

@@ -118,11 +118,13 @@ class Emulation:
         outputs = [torch.from_numpy(space).clone().view(tensor.dtype) for tensor, space in placed[7:]]
         return case.results(op, outputs)
 
+    def build_program(self) -> Path:
+        program = self.folder / "emulation"
+        return program if program.exists() else self._build(program.name)
+
     def run_program(self, cases: list[tuple[int, Case]], timeout: float = 300) -> list[list[torch.Tensor]]:
         """All in a process of their own, as the sanitizers need; what they find fails the test with their report."""
-        program = self.folder / "emulation"
-        if not program.exists():
-            self._build(program.name)
+        program = self.build_program()
         with tempfile.TemporaryDirectory() as folder:
             given, written = Path(folder, "in"), Path(folder, "out")
             content, shapes = [], []
@@ -133,7 +135,11 @@ class Emulation:
                     content += [struct.pack("2q", len(raw), offset), raw]
                 shapes.append([(tensor.dtype, tensor.numel()) for tensor, _ in case.buffers(op)])
             given.write_bytes(b"".join(content))
-            environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "halt_on_error=1"}
+            environment = {
+                **os.environ,
+                "TSAN_OPTIONS": "halt_on_error=1",
+                "UBSAN_OPTIONS": "halt_on_error=1",
+            }
             # ThreadSanitizer needs its addresses where they are expected.
             command = [*(["setarch", "-R"] if shutil.which("setarch") else []), program, given, written]
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
@@ -144,7 +150,9 @@ class Emulation:
             tensors = []
             for dtype, numel in buffers:
                 size = numel * dtype.itemsize
-                tensors.append(torch.frombuffer(bytearray(raw[at : at + size] or b"\0"), dtype=torch.uint8)[:size])
+                tensors.append(
+                    torch.frombuffer(bytearray(raw[at : at + size] or b"\0"), dtype=torch.uint8)[:size]
+                )
                 tensors[-1] = tensors[-1].clone().view(dtype)
                 at += size
             results.append(case.results(op, tensors[7:]))
@@ -160,7 +168,10 @@ def make_case(shape, n, dtype=torch.float32, channels_last=False, offsets=(0, 0,
     random = torch.Generator().manual_seed(seed)
     interval = 4 / 2 ** (n.bit_length() - 1)
     left = torch.randint(-8, 5, (channels,), generator=random) / 2.0
-    points, slopes = torch.randn(channels, n + 1, generator=random), torch.randn(2, channels, generator=random)
+    points, slopes = (
+        torch.randn(channels, n + 1, generator=random),
+        torch.randn(2, channels, generator=random),
+    )
     u = torch.rand(shape, generator=random) * 1.5 - 0.25
     x = left[:, None] + (u * n * interval * 256).round() / 256
     grad = torch.randn(shape, generator=random)

@@ -1,8 +1,8 @@
 // CUDA's language for g++: included before the kernels' source, it lets them run on the host as they are.
 //
-// Blocks run in turn. Under ThreadSanitizer a block's threads are threads, and it sees what barriers are missing; else
-// they are fibers, each of which runs until it waits for the others. Shared memory is filled with NaN before each block, and what
-// a launch did not ask for is poisoned.
+// Blocks run in turn. Under ThreadSanitizer a block's threads are threads, and it sees what barriers are missing;
+// else they are fibers, each of which runs until it waits for the others. Shared memory is filled with NaN before
+// each block, and what a launch did not ask for is poisoned.
 #pragma once
 
 #include <ucontext.h>

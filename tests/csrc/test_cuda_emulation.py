@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cuda_emulation import BACKWARD, DTYPES, FORWARD, PHASE1, SOURCES, Case, Emulation, check, make_case
+from cuda_emulation import BACKWARD, DTYPES, FORWARD, PHASE1, Case, Emulation, check, make_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +56,9 @@ def test_a_single_row_of_many_items(plain, op):
     check(case, op, plain.run(op, case))
 
 
-@pytest.mark.parametrize("n, dtype", [(4094, torch.float32), (5000, torch.bfloat16), (2400, torch.float64)], ids=str)
+@pytest.mark.parametrize(
+    "n, dtype", [(4094, torch.float32), (5000, torch.bfloat16), (2400, torch.float64)], ids=str
+)
 def test_more_intervals_than_shared_memory_holds(plain, n, dtype):
     case = make_case((1, 1, 33), n, dtype)
     for op in (FORWARD, BACKWARD):
@@ -94,13 +96,17 @@ def test_nan_and_infinity_stay_in_their_places(plain, slope, dtype, channels_las
     elsewhere[1, 1, 10:15] = False
     assert torch.equal(y[elsewhere], clean[elsewhere])
     torch.testing.assert_close(
-        y[1, 1, 10:15], expected_output(case)[1, 1, 10:15].to(dtype), equal_nan=True, rtol=4 * info.eps, atol=1e-5
+        y[1, 1, 10:15],
+        expected_output(case)[1, 1, 10:15].to(dtype),
+        equal_nan=True,
+        rtol=4 * info.eps,
+        atol=1e-5,
     )
-    # An infinite sum in one channel is no other channel's.
+    # An infinite sum in one channel is no other channel's, though those in its block are then summed in double.
     gradients = plain.run(BACKWARD, case)
     case.x[1, 1, 10:15] = 0
     for mixed, finite in zip(gradients[1:], plain.run(BACKWARD, case)[1:]):
-        assert torch.equal(mixed[[0, 2]], finite[[0, 2]])
+        torch.testing.assert_close(mixed[[0, 2]], finite[[0, 2]], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "rows"])
@@ -211,7 +217,12 @@ def sanitized_cases(cases):
 
 @pytest.fixture(scope="session")
 def addresses(tmp_path_factory):
-    flags = "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"  # -O1 compiles for a minute
+    flags = (
+        "-O0",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-g",
+    )  # -O1 compiles for a minute
     return Emulation(tmp_path_factory.mktemp("addresses"), *flags)
 
 
@@ -221,7 +232,9 @@ def threads(tmp_path_factory):
 
 
 def test_no_access_is_out_of_bounds_or_misaligned(addresses):
-    cases = sanitized_cases(SANITIZED + [make_case(s, n, torch.float32, *rest) for s, n, *rest in CASES.values() if s[1] < 30])
+    cases = sanitized_cases(
+        SANITIZED + [make_case(s, n, torch.float32, *rest) for s, n, *rest in CASES.values() if s[1] < 30]
+    )
     cases += [(op, NOT_A_NUMBER) for op in (FORWARD, BACKWARD)]
     for (op, case), results in zip(cases, addresses.run_program(cases)):
         if case is not NOT_A_NUMBER:

@@ -23,9 +23,10 @@ std::pair<Windows, int64_t> make_windows(int num_intervals) {
 }  // namespace
 
 int64_t backward_workspace(const Layout& layout, Element element, int num_intervals) {
-  return with_items(layout, element, by_rows(layout, element, num_intervals), [&](auto, const auto& items) -> int64_t {
-    return items.channels() * 2 * (num_intervals + 2) * (items.items_of_channel() + 1);
-  });
+  return with_items(layout, element, by_rows(layout, element, num_intervals),
+                    [&](auto, const auto& items) -> int64_t {
+                      return items.channels() * 2 * (num_intervals + 2) * (items.items_of_channel() + 1);
+                    });
 }
 
 int launch_backward(const Layout& layout, Element element, const Functions& functions, const void* grad,
@@ -42,10 +43,9 @@ int launch_backward(const Layout& layout, Element element, const Functions& func
     const Partials partials(workspace, n, items.items_of_channel());
     double* sums = workspace + items.channels() * 2 * (n + 2) * items.items_of_channel();
 
-    const auto kernel = windows.count > 1 ? backward_kernel<T, Items, true> : backward_kernel<T, Items, false>;
-    const int status = launch(kernel, items.items() * windows.count, kThreads, bytes, stream, items,
-                              static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<T*>(grad_x), arrays,
-                              windows, partials);
+    const int status = launch(backward_kernel<T, Items>, items.items() * windows.count, kThreads, bytes, stream,
+                              items, static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<T*>(grad_x),
+                              arrays, windows, partials);
     if (status != 0) return status;
     const int threads = items.items_of_channel() > kWarp ? 1024 : kThreads;
     return launch(finish_kernel<R, R>, items.channels(), threads, threads * int64_t(sizeof(double)), stream, arrays,

@@ -77,7 +77,8 @@ __device__ inline void store(Pack<T>* to, const Pack<T>& pack) {
   uint4 bits;
   memcpy(&bits, &pack, sizeof bits);
 #ifdef __CUDA_ARCH__
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w)
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(bits.x), "r"(bits.y), "r"(bits.z),
+               "r"(bits.w)
                : "memory");
 #else
   *reinterpret_cast<uint4*>(to) = bits;

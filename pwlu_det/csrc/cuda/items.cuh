@@ -53,7 +53,8 @@ __device__ __forceinline__ void apply(const Streams<T, K>& streams, int64_t step
   }
 }
 
-// Applies body to n accesses in a row by `side` threads, of which this is number `lane`. U and side are powers of two.
+// Applies body to n accesses in a row by `side` threads, of which this is number `lane`. U and side are powers of
+// two.
 template <int U, typename A, typename T, int K, typename Body>
 __device__ __forceinline__ void apply_all(const Streams<T, K>& streams, int lane, int side, int n, Body& body) {
   constexpr int kSize = sizeof(A) / sizeof(T);

@@ -1,7 +1,7 @@
 // Phase I: ReLU, and the moments of its input in the same pass.
 //
-// Each thread sums x - a and (x - a)^2 about an a of its own, the first finite x that it meets, so that neither a mean
-// far from zero nor an outlier costs accuracy. In double these become sums about the channel's first element.
+// Each thread sums x - a and (x - a)^2 about an a of its own, the first finite x that it meets, so that neither a
+// mean far from zero nor an outlier costs accuracy. In double these become sums about the channel's first element.
 #pragma once
 
 #include "items.cuh"
@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(kThreads) phase1_kernel(Items items, const T* 
   const double shift = double(body.about) - reference_point(x, items.first_of(item.channel));
   double* scratch = reinterpret_cast<double*>(shared_memory);
   const double sum = block_sum<kLanes>(double(body.sum) + body.count * shift, scratch);
-  const double squares = block_sum<kLanes>(
-      double(body.squares) + 2 * shift * double(body.sum) + body.count * shift * shift, scratch);
+  const double squares =
+      block_sum<kLanes>(double(body.squares) + 2 * shift * double(body.sum) + body.count * shift * shift, scratch);
   if (threadIdx.x >= kLanes || !item.active()) return;
   const int64_t n = items.items_of_channel();
   sums[item.channel * 2 * n + item.index] = sum;
@@ -51,9 +51,8 @@ __global__ void __launch_bounds__(kThreads) phase1_kernel(Items items, const T* 
 
 // A warp for each channel.
 template <typename T, typename Items>
-__global__ void __launch_bounds__(kThreads)
-    phase1_finish_kernel(Items items, const T* x, const double* sums, double count, Real<T>* mean,
-                         Real<T>* deviation) {
+__global__ void __launch_bounds__(kThreads) phase1_finish_kernel(Items items, const T* x, const double* sums,
+                                                                 double count, Real<T>* mean, Real<T>* deviation) {
   const int64_t channel = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp, n = items.items_of_channel();
   if (channel >= items.channels()) return;  // all of the warp
   const double sum = warp_total(sums + channel * 2 * n, n), squares = warp_total(sums + (channel * 2 + 1) * n, n);

@@ -10,7 +10,7 @@ namespace pwlu {
 
 // Bins that do not all fit in shared memory are taken in several windows, by a block each.
 struct Windows {
-  int count, size;   // columns
+  int count, size;  // columns
   bool tabled;
 
   __device__ int number() const { return int(blockIdx.x) % count; }
@@ -35,7 +35,7 @@ struct BackwardTable {
   Two<R>*lines, *sums;
 };
 
-template <int kLanes, typename R, bool kWindowed>
+template <int kLanes, typename R>
 struct BackwardBody {
   ByBin<R, Two<R>, kLanes> lines;
   ByBin<R, Two<R>, kThreads> sums;  // this thread's own
@@ -54,7 +54,7 @@ struct BackwardBody {
     const R x = in[0], g = in[1];
     const unsigned bin = raw_bin(x, line);
     const Two<R> at = lines[bin];  // slope, centre
-    if (!kWindowed || bin - first < columns) {
+    if (bin - first < columns) {
       Two<R> sum = sums[bin];
       sum.first += g;
       sum.second = fma(g, x - at.second, sum.second);
@@ -112,7 +112,7 @@ __device__ __noinline__ void mend_backward(const Item& item, const Streams<T, 2>
   }
 }
 
-template <typename T, typename Items, bool kWindowed>
+template <typename T, typename Items>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(Items items, const T* grad, const T* x, T* grad_x, ParameterArrays<Real<T>> arrays,
                     Windows windows, Partials partials) {
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads)
   if (windows.tabled) {
     const auto p = arrays.of(item.channel);
     const BackwardTable<R, kLanes> table(p.num_intervals);
-    BackwardBody<kLanes, R, kWindowed> body(table, make_line<R>(p), windows.first(), columns);
+    BackwardBody<kLanes, R> body(table, make_line<R>(p), windows.first(), columns);
     for (int c = 0; c < columns; ++c) table.sums[c * kThreads + threadIdx.x] = {0, 0};
     good = table.make(p, body.line);
     __syncthreads();
@@ -145,7 +145,8 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  if (__syncthreads_or(!good)) mend_backward<T, typename Items::Item, kLanes>(item, streams, arrays, windows, partials);
+  if (__syncthreads_or(!good))
+    mend_backward<T, typename Items::Item, kLanes>(item, streams, arrays, windows, partials);
 }
 
 // Where the gradients go.
@@ -181,10 +182,11 @@ __device__ void finish_channel(const Parameters<P>& p, const Line<R>& line, cons
   gradients.right_slope[channel] = P(slope_gradient(p, line, moments, n));
 }
 
-// Adds up each channel's items into `sums`, [channel][amounts, moments], and makes gradients of them. A block for each
-// channel, of any number of warps.
+// Adds up each channel's items into `sums`, [channel][amounts, moments], and makes gradients of them. A block for
+// each channel, of any number of warps.
 template <typename R, typename P>
-__global__ void finish_kernel(ParameterArrays<P> arrays, Partials partials, double* sums, GradientArrays<P> gradients) {
+__global__ void finish_kernel(ParameterArrays<P> arrays, Partials partials, double* sums,
+                              GradientArrays<P> gradients) {
   const int64_t channel = blockIdx.x;
   const auto p = arrays.of(channel);
   const int n = p.num_intervals, bins = n + 2;

@@ -123,12 +123,9 @@ Gradients pwlu_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& 
       {of_points.mutable_data_ptr(), of_left_bound.mutable_data_ptr(), of_right_bound.mutable_data_ptr(),
        of_left_slope.mutable_data_ptr(), of_right_slope.mutable_data_ptr()},
       workspace.mutable_data_ptr<double>(), current_stream()));
-  return {with_layout_of(x, dense, grad_x),
-          of_points.to(points.scalar_type()),
-          of_left_bound.to(left_bound.scalar_type()),
-          of_right_bound.to(right_bound.scalar_type()),
-          of_left_slope.to(left_slope.scalar_type()),
-          of_right_slope.to(right_slope.scalar_type())};
+  return {with_layout_of(x, dense, grad_x),           of_points.to(points.scalar_type()),
+          of_left_bound.to(left_bound.scalar_type()), of_right_bound.to(right_bound.scalar_type()),
+          of_left_slope.to(left_slope.scalar_type()), of_right_slope.to(right_slope.scalar_type())};
 }
 
 std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cuda(const Tensor& x, const Tensor& points, const Tensor&,
@@ -144,8 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cuda(const Tensor& x, const Tenso
   const Tensor mean = at::empty({count}, wide), deviation = at::empty({count}, wide);
   const Tensor workspace = at::empty({phase1_workspace(layout, element)}, x.options().dtype(at::kDouble));
   check_launched(launch_phase1(layout, element, dense.const_data_ptr(), y.mutable_data_ptr(), mean.mutable_data_ptr(),
-                               deviation.mutable_data_ptr(), workspace.mutable_data_ptr<double>(),
-                               current_stream()));
+                               deviation.mutable_data_ptr(), workspace.mutable_data_ptr<double>(), current_stream()));
   return {with_layout_of(x, dense, y), mean, deviation};
 }
 

@@ -36,7 +36,10 @@ struct ForwardBody {
   R trap;  // NaN once a result was not finite
 
   __device__ ForwardBody(const ForwardTable<R, kLanes>& table, const Line<R>& line)
-      : lines(table.lines + threadIdx.x % kLanes), centers(table.centers + threadIdx.x % kLanes), line(line), trap(0) {}
+      : lines(table.lines + threadIdx.x % kLanes),
+        centers(table.centers + threadIdx.x % kLanes),
+        line(line),
+        trap(0) {}
 
   __device__ __forceinline__ R operator()(const R (&in)[1]) {
     const R x = in[0];

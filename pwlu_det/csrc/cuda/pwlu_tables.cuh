@@ -28,8 +28,12 @@ struct ParameterArrays {
         num_intervals(f.num_intervals) {}
 
   __device__ Parameters<P> of(int64_t channel) const {
-    return {points + channel * (num_intervals + 1), left_bound[channel],  right_bound[channel],
-            left_slope[channel],                    right_slope[channel], num_intervals};
+    return {points + channel * (num_intervals + 1),
+            left_bound[channel],
+            right_bound[channel],
+            left_slope[channel],
+            right_slope[channel],
+            num_intervals};
   }
 };
 
@@ -105,9 +109,7 @@ class CarefulFunction {
   __device__ double value(R x) const {
     return (fits_ ? evaluate_carefully(p_, line_, x) : evaluate_carefully(p_, wide_, double(x))).value;
   }
-  __device__ int column(R x) const {
-    return int(fits_ ? double(bin_of(x, line_)) : bin_of(double(x), wide_)) + 1;
-  }
+  __device__ int column(R x) const { return int(fits_ ? double(bin_of(x, line_)) : bin_of(double(x), wide_)) + 1; }
   __device__ double slope(R x) const { return slope_of(p_, column(x) - 1); }
   // x - c_k
   __device__ double distance(R x) const {
