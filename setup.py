@@ -1,7 +1,7 @@
 """Builds the kernels where there is a torch and a compiler; without them the package runs on plain torch.
 
-The CUDA kernels are built where torch sees a GPU, and with FORCE_CUDA=1 also without one. TORCH_CUDA_ARCH_LIST and
-CUDA_HOME are torch's own variables, and need not be set.
+The CUDA kernels are built where torch sees a GPU, and with FORCE_CUDA=1 also without one. torch's own
+variables TORCH_CUDA_ARCH_LIST and CUDA_HOME need not be set.
 """
 
 import os

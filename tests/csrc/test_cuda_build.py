@@ -51,7 +51,7 @@ def test_the_library_is_built_and_loads_without_a_gpu(tmp_path):
     )
     if version[1] != torch.version.cuda.split(".")[0]:
         pytest.skip(f"nvcc is of CUDA {version[1]} and torch of {torch.version.cuda}")
-    lib, output = build(tmp_path, TORCH_CUDA_ARCH_LIST="8.0")
+    lib, _ = build(tmp_path, TORCH_CUDA_ARCH_LIST="8.0")
     (library,) = lib.glob("_C_cuda*.so")
     done = subprocess.run(
         [sys.executable, "-c", LOADED, library], cwd=ROOT, capture_output=True, text=True, timeout=200
