@@ -1,7 +1,7 @@
 """Runs the CUDA kernels on the host: their own source, compiled by g++ with ``csrc/shim.h``.
 
-One :class:`Case` is a tensor and the functions that are applied to it; :class:`Emulation` builds the source with
-sanitizers or without, and runs cases.
+One :class:`Case` is a tensor and the functions that are applied to it; :class:`Emulation` builds the
+source, with sanitizers or without, and runs cases.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAMES = ("points", "left_bound", "right_bound", "left_slope", "right_slope")
 
 @dataclasses.dataclass
 class Case:
-    """``x`` and ``grad`` are ``[batch, channels, inner]`` in ``dtype``, whatever their place in memory will be."""
+    """``x`` and ``grad`` are ``[batch, channels, inner]``, whatever their place in memory will be."""
 
     x: torch.Tensor
     grad: torch.Tensor
@@ -62,7 +62,7 @@ class Case:
                            self.num_intervals, op)  # fmt: skip
 
     def buffers(self, op: int) -> list[tuple[torch.Tensor, int]]:
-        """What the op is called with: 13 flat tensors, and the place of each in bytes from a multiple of 16."""
+        """What the op is called with: 13 flat tensors, and how many bytes from a multiple of 16 each lies."""
         wide, size = self.parameters[0].dtype, self.x.element_size()
         outputs = [torch.full((self.x.numel(),), torch.nan, dtype=self.x.dtype)]
         channels = self.x.shape[1]
@@ -123,7 +123,7 @@ class Emulation:
         return program if program.exists() else self._build(program.name)
 
     def run_program(self, cases: list[tuple[int, Case]], timeout: float = 300) -> list[list[torch.Tensor]]:
-        """All in a process of their own, as the sanitizers need; what they find fails the test with their report."""
+        """All in a process of their own, as the sanitizers need; what they find fails the test."""
         program = self.build_program()
         with tempfile.TemporaryDirectory() as folder:
             given, written = Path(folder, "in"), Path(folder, "out")
@@ -163,8 +163,8 @@ class Emulation:
 
 
 def make_case(shape, n, dtype=torch.float32, channels_last=False, offsets=(0, 0, 0), seed=0) -> Case:
-    """Bounds whose knots float32 holds, and x on a grid so fine that x - B_L is exact: bins are beyond doubt."""
-    batch, channels, inner = shape
+    """Bounds whose knots float32 holds, and x for which x - B_L is exact: bins are beyond doubt."""
+    channels = shape[1]
     random = torch.Generator().manual_seed(seed)
     interval = 4 / 2 ** (n.bit_length() - 1)
     left = torch.randint(-8, 5, (channels,), generator=random) / 2.0
@@ -207,7 +207,7 @@ def check_forward(case, results, _unit=None):
 
 
 def check_backward(case, results, unit):
-    arrays = points, left, right, *_ = [_numpy(p) for p in case.parameters]
+    arrays = _, left, right, *_ = [_numpy(p) for p in case.parameters]
     rows = oracle.per_function(_numpy(case.x), len(left))
     g = oracle.per_function(_numpy(case.grad), len(left))
     table = oracle.table_1(rows, *arrays)

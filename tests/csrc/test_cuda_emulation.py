@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host: against the paper's equations, under sanitizers, and with faults planted in them."""
+"""The CUDA kernels on the host: against the paper's equations, and under sanitizers."""
 
 import shutil
 
@@ -56,9 +56,7 @@ def test_a_single_row_of_many_items(plain, op):
     check(case, op, plain.run(op, case))
 
 
-@pytest.mark.parametrize(
-    "n, dtype", [(4094, torch.float32), (5000, torch.bfloat16), (2400, torch.float64)], ids=str
-)
+@pytest.mark.parametrize("n, dtype", [(4094, torch.float32), (2400, torch.float64)], ids=str)
 def test_more_intervals_than_shared_memory_holds(plain, n, dtype):
     case = make_case((1, 1, 33), n, dtype)
     for op in (FORWARD, BACKWARD):
@@ -102,7 +100,7 @@ def test_nan_and_infinity_stay_in_their_places(plain, slope, dtype, channels_las
         rtol=4 * info.eps,
         atol=1e-5,
     )
-    # An infinite sum in one channel is no other channel's, though those in its block are then summed in double.
+    # An infinite sum in one channel is no other's, though those in its block are then summed in double.
     gradients = plain.run(BACKWARD, case)
     case.x[1, 1, 10:15] = 0
     for mixed, finite in zip(gradients[1:], plain.run(BACKWARD, case)[1:]):
@@ -174,7 +172,7 @@ def test_two_units_in_the_last_place_wherever_the_bounds_are(plain, case):
     rows = oracle.per_function(case.x.double().numpy(), len(left))
     u = (rows - left[:, None]) / (right - left)[:, None] * n
     k = np.clip(np.floor(u), -1, n).astype(int)
-    # Where float32 may find another bin, knots are not where float64 has them; the function is continuous there.
+    # Near a knot float32 may find the other bin; the function is continuous there.
     far = np.abs(u - np.round(u)) > 1e-5 * n
     ends = np.maximum(*(np.abs(np.take_along_axis(points, np.clip(k + i, 0, n), 1)) for i in (0, 1)))
     unit = np.spacing(np.maximum(np.abs(expected), ends).astype(np.float32)).astype(np.float64)
@@ -232,9 +230,8 @@ def threads(tmp_path_factory):
 
 
 def test_no_access_is_out_of_bounds_or_misaligned(addresses):
-    cases = sanitized_cases(
-        SANITIZED + [make_case(s, n, torch.float32, *rest) for s, n, *rest in CASES.values() if s[1] < 30]
-    )
+    more = [make_case(s, n, torch.float32, *rest) for s, n, *rest in CASES.values() if s[1] < 30]
+    cases = sanitized_cases(SANITIZED + more)
     cases += [(op, NOT_A_NUMBER) for op in (FORWARD, BACKWARD)]
     for (op, case), results in zip(cases, addresses.run_program(cases)):
         if case is not NOT_A_NUMBER:

@@ -1,4 +1,4 @@
-"""Faults that are planted in the CUDA kernels' source must be found: what shows that the emulation can fail."""
+"""Faults that are planted in the CUDA kernels' source must be found: the emulation can fail."""
 
 import re
 import shutil
@@ -34,9 +34,7 @@ FAULTS = {
     "scratch is used again too early": Fault(
         "device.cuh", "  __syncthreads();  // scratch is free again\n", "", THREADS
     ),
-    "the last element is left out": Fault(
-        "items.cuh", "side, length - tail, body)", "side, length - tail - 1, body)"
-    ),
+    "the last element is left out": Fault("items.cuh", "length - tail, body)", "length - tail - 1, body)"),
     "the last chunk is as long as the others": Fault(
         "items.cuh", "item.length = int(min(chunk_, inner_ - chunk * chunk_))", "item.length = int(chunk_)"
     ),
@@ -44,17 +42,13 @@ FAULTS = {
     "inputs that are aligned differently are taken for alike": Fault(
         "items.cuh", "aligned &= (address(streams.in[k])", "aligned |= (address(streams.in[k])"
     ),
-    "a channel past the last": Fault(
-        "items.cuh", "inside = channel < channels_", "inside = channel <= channels_"
-    ),
+    "a channel past the last": Fault("items.cuh", "channel < channels_", "channel <= channels_"),
     "bins are one off": Fault("pwlu_tables.cuh", "0x4b3fffffu", "0x4b400000u"),
     "bins are rounded to the nearest": Fault(
         "pwlu_tables.cuh", "__fadd_rd(u, 12582912.0f)", "(u + 12582912.0f)"
     ),
     "too little shared memory": Fault("backward.cu", "table + size * kSums", "table + (size - 1) * kSums"),
-    "every window writes to the first": Fault(
-        "pwlu_backward.cuh", "windows.first() + c, amount", "c, amount"
-    ),
+    "windows write to the first": Fault("pwlu_backward.cuh", "windows.first() + c, amount", "c, amount"),
     "what is not finite goes unnoticed": Fault("pwlu_forward.cuh", "    trap = fma(y, R(0), trap);\n", ""),
     "sums that are not finite go unnoticed": Fault(
         "pwlu_backward.cuh", "      good &= is_finite(amount) && is_finite(moment);\n", ""
