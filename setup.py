@@ -1,56 +1,140 @@
-"""Builds the kernels where there is a torch and a compiler; without them the package runs on plain torch."""
+"""Builds the kernels where there is a torch and a compiler; without them the package runs on plain torch.
 
+The CUDA kernels are built where torch sees a GPU, and with FORCE_CUDA=1 also without one. torch's own
+variables TORCH_CUDA_ARCH_LIST and CUDA_HOME need not be set.
+"""
+
+import os
 import platform
+import re
+import subprocess
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
-NAME = "pwlu_det._C"
+CPU, CUDA = "pwlu_det._C", "pwlu_det._C_cuda"
+
+# Machine code for these, as far as nvcc knows them, where no GPU says what is wanted; 8.6 also runs on 8.9.
+# Later GPUs compile the newest one's PTX when they first see it.
+ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 
 try:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    import torch
+    from torch.utils import cpp_extension
+    from torch.utils.cpp_extension import BuildExtension
 except ImportError as error:
     missing = f"torch cannot be imported ({error}): install by pip install --no-build-isolation"
-    BuildExtension, CppExtension = build_ext, None
+    BuildExtension, torch = build_ext, None
 
 
-def extensions() -> list:
-    if CppExtension is None:
-        print(f"pwlu_det: building no kernels: {missing}")
-        return []
+class Unavailable(Exception):
+    """What is missing for kernels that were asked for."""
+
+
+def cpu_extension():
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     sources = ["pwlu_cpu.cpp", "pointwise_cpu.cpp", "baseline_pwlu.cpp"]
     if x86:
         sources += [f"{name}_{ops}.cpp" for name in ("avx2", "avx512") for ops in ("pwlu", "pointwise")]
-    return [
-        CppExtension(
-            NAME,
-            [f"pwlu_det/csrc/cpu/{source}" for source in sources],
-            # Instruction sets are chosen in the files that use them: no -march here. torch brings OpenMP.
-            extra_compile_args=["-O3", "-fopenmp", "-Wno-maybe-uninitialized"],
-            define_macros=[("PWLU_X86", None)] if x86 else [],
-        )
-    ]
+    return cpp_extension.CppExtension(
+        CPU,
+        [f"pwlu_det/csrc/cpu/{source}" for source in sources],
+        # Instruction sets are chosen in the files that use them: no -march here. torch brings OpenMP.
+        extra_compile_args=["-O3", "-fopenmp", "-Wno-maybe-uninitialized"],
+        define_macros=[("PWLU_X86", None)] if x86 else [],
+    )
+
+
+def cuda_extension():
+    toolkit, nvcc = find_toolkit()
+    cpp_extension.CUDA_HOME = str(toolkit)  # what it finds by itself may be a wrapper's folder
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
+        known = run(nvcc, "--list-gpu-arch")
+        listed = [a for a in ARCHITECTURES if f"compute_{a.replace('.', '')}" in known.split()]
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(listed) + "+PTX"
+    sources = ["pwlu_cuda.cpp", "forward.cu", "backward.cu", "phase1.cu"]
+    return cpp_extension.CUDAExtension(
+        CUDA,
+        [f"pwlu_det/csrc/cuda/{source}" for source in sources],
+        extra_compile_args={"cxx": ["-O3"], "nvcc": ["-O3"]},
+    )
+
+
+def find_toolkit() -> tuple:
+    """The toolkit's folder and its nvcc, of torch's own major version."""
+    if torch.version.cuda is None:
+        raise Unavailable(f"torch {torch.__version__} is built without CUDA")
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = Path(home, "bin", "nvcc") if home else "nvcc"
+    try:
+        if not home:  # nvcc knows where it is, also behind a wrapper
+            top = re.search(r"^#\$ TOP=(.*)$", run(nvcc, "--dryrun", "-x", "cu", os.devnull), re.MULTILINE)
+            home = Path(top[1].strip()).resolve() if top else Path(torch.utils.cpp_extension.CUDA_HOME)
+        version = re.search(r"release (\d+)\.(\d+)", run(nvcc, "--version"))
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Unavailable(f"there is no nvcc that runs ({error}); CUDA_HOME can name the toolkit") from error
+    if version[1] != torch.version.cuda.split(".")[0]:
+        raise Unavailable(f"nvcc is of CUDA {version[1]}.{version[2]} and torch of {torch.version.cuda}")
+    return home, nvcc
+
+
+def run(*command) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.stdout
+
+
+def extensions() -> tuple[list, dict]:
+    """What to build, and why the rest is not."""
+    if torch is None:
+        print(f"pwlu_det: building no kernels: {missing}")
+        return [], {}
+    found, failures = [cpu_extension()], {}
+    if torch.cuda.is_available() or os.environ.get("FORCE_CUDA") == "1":
+        try:
+            found.append(cuda_extension())
+        except Unavailable as reason:
+            failures[CUDA] = str(reason)
+    return found, failures
 
 
 class OptionalBuild(BuildExtension):
-    """A build that may fail: it says why, where the package will find it."""
+    """A build of which any library may fail: it says why, where the package will find it."""
 
     def run(self) -> None:
-        if not self.extensions:
+        wanted = self.extensions
+        for name in (CPU, CUDA):
+            self._note(name).unlink(missing_ok=True)
+        for name, reason in FAILURES.items():
+            self._fail(name, reason)
+        if not wanted:
             return super().run()
-        note = Path(self.get_ext_fullpath(NAME)).parent / "_C_failure.txt"
-        note.unlink(missing_ok=True)
-        try:
-            super().run()
-        except (Exception, SystemExit) as error:  # a failed compiler ends in either
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(f"the build failed: {error}\n")
-            print(f"pwlu_det: the kernels are not built, plain torch will be used: {error}")
+        for extension in wanted:  # one by one, so that none takes another down
+            self.extensions = [extension]
+            try:
+                super().run()
+            except (Exception, SystemExit) as error:  # a failed compiler ends in either
+                self._fail(extension.name, f"the build failed: {error}")
+        self.extensions = wanted
+
+    def _note(self, name: str) -> Path:
+        return Path(self.get_ext_fullpath(name)).parent / f"{name.split('.')[1]}_failure.txt"
+
+    def _fail(self, name: str, reason: str) -> None:
+        note = self._note(name)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(f"{reason}\n")
+        print(f"pwlu_det: {name} is not built, plain torch will be used: {reason}")
 
     def get_outputs(self) -> list[str]:
         return [output for output in super().get_outputs() if Path(output).exists()]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuild})
+EXTENSIONS, FAILURES = extensions()
+setup(ext_modules=EXTENSIONS, cmdclass={"build_ext": OptionalBuild})

@@ -23,7 +23,8 @@ def collect_env() -> str:
         "CPU kernels": kernels.kernels_in_use(),
         "why": kernels.FALLBACK_REASON or "built, and the best that this processor has or was allowed",
         "CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
-        "CUDA kernels": "plain torch: none are written yet",
+        "CUDA kernels": kernels.cuda_kernels_in_use(),
+        "why of CUDA": kernels.CUDA_FALLBACK_REASON or "built, and loaded",
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())

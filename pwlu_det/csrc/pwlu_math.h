@@ -186,20 +186,36 @@ PWLU_FN double point_gradient(const Parameters<P>& p, const Line<R>& line, const
   return grad;
 }
 
+// ... what bin k = -1 ... N adds to those of B_L and B_R, ...
+template <typename R, typename P>
+PWLU_FN void add_bound_gradients(const Parameters<P>& p, const Line<R>& line, const Moments& m, int k, double* left,
+                                 double* right) {
+  const int n = p.num_intervals;
+  const double slope = slope_of(p, k), amount = m.amount[k + 1];
+  if (k < 0) {
+    *left -= slope * amount;
+  } else if (k >= n) {
+    *right -= slope * amount;
+  } else {
+    const double moment = inner_moment(p, line, m, k);
+    *left += slope * ((k - n) * amount + moment) / n;
+    *right -= slope * (k * amount + moment) / n;
+  }
+}
+
+// ... of the slope in bin k, K_L for -1 and K_R for N, ...
+template <typename R, typename P>
+PWLU_FN double slope_gradient(const Parameters<P>& p, const Line<R>& line, const Moments& m, int k) {
+  return m.moment[k + 1] + center_offset(p, line, k) * m.amount[k + 1];
+}
+
 // ... and of B_L, B_R, K_L, K_R.
 template <typename R, typename P>
 PWLU_FN void other_gradients(const Parameters<P>& p, const Line<R>& line, const Moments& m, double* grads) {
-  const int n = p.num_intervals;
-  double left = -p.left_slope * m.amount[0], right = -p.right_slope * m.amount[n + 1];
-  for (int k = 0; k < n; ++k) {
-    const double amount = m.amount[k + 1], moment = inner_moment(p, line, m, k), slope = slope_of(p, k);
-    left += slope * ((k - n) * amount + moment) / n;
-    right -= slope * (k * amount + moment) / n;
-  }
-  grads[0] = left;
-  grads[1] = right;
-  grads[2] = m.moment[0] + center_offset(p, line, -1) * m.amount[0];
-  grads[3] = m.moment[n + 1] + center_offset(p, line, n) * m.amount[n + 1];
+  grads[0] = grads[1] = 0;
+  for (int k = -1; k <= p.num_intervals; ++k) add_bound_gradients(p, line, m, k, &grads[0], &grads[1]);
+  grads[2] = slope_gradient(p, line, m, -1);
+  grads[3] = slope_gradient(p, line, m, p.num_intervals);
 }
 
 }  // namespace pwlu

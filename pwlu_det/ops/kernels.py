@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def load() -> str:
-    """Register the kernels with torch; gives the reason where that cannot be done, else "".
+    """Register the CPU kernels with torch; gives the reason where that cannot be done, else "".
 
     The environment variable ``PWLU_DET_CPU_KERNELS`` names the most that may be used: avx512, avx2,
     baseline, or none for plain torch.
@@ -26,7 +26,7 @@ def load() -> str:
         raise ValueError(f"PWLU_DET_CPU_KERNELS is {chosen!r}; it must be one of {', '.join(CHOICES)}")
     if chosen == "none":
         return "PWLU_DET_CPU_KERNELS is none"
-    reason = _load_library()
+    reason = _load_library("_C", "pip install --no-build-isolation, with a C++ compiler")
     if reason:
         warnings.warn(
             f"pwlu_det: PWLU runs on plain torch, several times slower than its kernels: {reason}",
@@ -35,13 +35,27 @@ def load() -> str:
     return reason
 
 
-def _load_library() -> str:
-    failure = PACKAGE / "_C_failure.txt"
+def load_cuda() -> str:
+    """Register the CUDA kernels with torch; gives the reason where that cannot be done, else "".
+
+    It warns only where there is a GPU to do without them.
+    """
+    reason = _load_library("_C_cuda", "pip install --no-build-isolation, with nvcc and a GPU or FORCE_CUDA=1")
+    if reason and torch.cuda.is_available():
+        warnings.warn(
+            f"pwlu_det: on the GPU PWLU runs on plain torch, many times slower than its kernels: {reason}",
+            stacklevel=2,
+        )
+    return reason
+
+
+def _load_library(name: str, how_built: str) -> str:
+    failure = PACKAGE / f"{name}_failure.txt"
     if failure.exists():
         return failure.read_text().strip()
-    libraries = [*PACKAGE.glob("_C*.so"), *PACKAGE.glob("_C*.pyd")]
+    libraries = [path for end in ("so", "pyd") for path in PACKAGE.glob(f"{name}.*{end}")]
     if not libraries:
-        return "the kernels are not built (they are by pip install --no-build-isolation, with a C++ compiler)"
+        return f"the kernels are not built (they are by {how_built})"
     try:
         torch.ops.load_library(str(libraries[0]))
     except OSError as error:  # built for another torch
@@ -50,9 +64,17 @@ def _load_library() -> str:
 
 
 FALLBACK_REASON = load()
-"""Why plain torch is used, or ""."""
+"""Why plain torch is used on the CPU, or ""."""
+
+CUDA_FALLBACK_REASON = load_cuda()
+"""Why plain torch is used on GPUs, or ""."""
 
 
 def kernels_in_use() -> str:
     """Name of the CPU kernels: avx512, avx2 or baseline; "plain torch" where there are none."""
     return "plain torch" if FALLBACK_REASON else torch.ops.pwlu_det.cpu_kernels()
+
+
+def cuda_kernels_in_use() -> str:
+    """``compiled``, or ``plain torch`` where there are no CUDA kernels."""
+    return "plain torch" if CUDA_FALLBACK_REASON else "compiled"

@@ -1,0 +1,48 @@
+// From what the host knows at run time to the kernels' template arguments.
+#pragma once
+
+#include "items.cuh"
+#include "pwlu_tables.cuh"
+
+namespace pwlu {
+
+constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
+
+template <typename T>
+struct Tag {
+  using type = T;
+};
+
+template <typename F>
+auto with_element(Element element, const F& f) {
+  switch (element) {
+    case Element::kDouble:
+      return f(Tag<double>{});
+    case Element::kHalf:
+      return f(Tag<Half>{});
+    case Element::kBFloat16:
+      return f(Tag<BFloat16>{});
+    default:
+      return f(Tag<float>{});
+  }
+}
+
+// Whether PWLU's kernels take a tensor by rows; other tensors are contiguous.
+inline bool by_rows(const Layout& layout, Element element, int num_intervals) {
+  return layout.channels_last && channels_last_fits(element, num_intervals);
+}
+inline bool is_supported(const Layout& layout, Element element, int num_intervals) {
+  return !layout.channels_last || layout.inner == 1 || channels_last_fits(element, num_intervals);
+}
+
+// f(type of the elements, items)
+template <typename F>
+auto with_items(const Layout& layout, Element element, bool rows, const F& f) {
+  return with_element(element, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    if (rows) return f(tag, Rows(layout, Pack<T>::kSize));
+    return f(tag, Planes(layout, Pack<T>::kSize));
+  });
+}
+
+}  // namespace pwlu

@@ -1,0 +1,46 @@
+// The CUDA kernels as seen from the host. No torch in here, and no CUDA.
+#pragma once
+
+#include <cstdint>
+
+namespace pwlu {
+
+// Memory that is dense: [batch, channels, inner], or with channels last [batch, inner, channels]. A function that
+// all channels share sees one row, {1, 1, numel}.
+struct Layout {
+  int64_t batch, channels, inner;
+  bool channels_last;
+};
+
+enum class Element : int { kFloat, kDouble, kHalf, kBFloat16 };
+
+// One function for each channel: points is [channels, num_intervals + 1], the others are [channels]; in double
+// where the elements are, else in float.
+struct Functions {
+  const void *points, *left_bound, *right_bound, *left_slope, *right_slope;
+  int num_intervals;
+};
+
+// Where gradients of the same shapes go.
+struct FunctionGradients {
+  void *points, *left_bound, *right_bound, *left_slope, *right_slope;
+};
+
+// Whether tables of so many intervals fit the kernels for channels last; if not, copy to contiguous memory.
+bool channels_last_fits(Element element, int num_intervals);
+
+// Doubles of workspace that the launches of backward and phase1 need.
+int64_t backward_workspace(const Layout& layout, Element element, int num_intervals);
+int64_t phase1_workspace(const Layout& layout, Element element);
+
+// These start kernels on a stream and return at once, with a cudaError_t. Nothing may be empty.
+int launch_forward(const Layout& layout, Element element, const Functions& functions, const void* x, void* y,
+                   void* stream);
+int launch_backward(const Layout& layout, Element element, const Functions& functions, const void* grad,
+                    const void* x, void* grad_x, const FunctionGradients& gradients, double* workspace, void* stream);
+
+// y = relu(x); mean and squared deviations of x by channel, in double where the elements are, else in float.
+int launch_phase1(const Layout& layout, Element element, const void* x, void* y, void* mean, void* deviation,
+                  double* workspace, void* stream);
+
+}  // namespace pwlu

@@ -1,0 +1,211 @@
+// Table 1: dx and the gradients of all parameters, in two steps. The first takes, for each item and bin, the sums of
+// g and of g * (x - c_k); the second adds up a channel's items and makes gradients of them. Threads sum in bins of
+// their own, in shared memory, so there are no atomics.
+#pragma once
+
+#include "items.cuh"
+#include "pwlu_tables.cuh"
+
+namespace pwlu {
+
+// Bins that do not all fit in shared memory are taken in several windows, by a block each.
+struct Windows {
+  int count, size;  // columns
+  bool tabled;
+
+  __device__ int number() const { return int(blockIdx.x) % count; }
+  __device__ int first() const { return number() * size; }
+  __device__ int columns(int num_intervals) const { return min(size, num_intervals + 2 - first()); }
+};
+
+// [bin][lane] of slope and centre, then for the window's bins the sums [bin][thread] of g and of g * (x - c_k).
+template <typename R, int kLanes>
+struct BackwardTable {
+  static constexpr int kNumbers = 2;
+
+  __device__ explicit BackwardTable(int num_intervals)
+      : lines(reinterpret_cast<Two<R>*>(shared_memory)),
+        sums(reinterpret_cast<Two<R>*>(shared_memory + table_bytes<R>(kNumbers, num_intervals, kLanes))) {}
+
+  template <typename P>
+  __device__ bool make(const Parameters<P>& p, const Line<R>& line) const {
+    return make_table<kLanes>(p, line, [&](int i, int k) { lines[i] = {R(slope_of(p, k)), center_of(R(k), line)}; });
+  }
+
+  Two<R>*lines, *sums;
+};
+
+template <int kLanes, typename R>
+struct BackwardBody {
+  ByBin<R, Two<R>, kLanes> lines;
+  ByBin<R, Two<R>, kThreads> sums;  // this thread's own
+  Line<R> line;
+  unsigned first, columns;  // of the window, as a raw bin
+
+  __device__ BackwardBody(const BackwardTable<R, kLanes>& table, const Line<R>& line, int first, int columns)
+      : lines(table.lines + threadIdx.x % kLanes),
+        sums(table.sums + int(threadIdx.x) - first * kThreads),
+        line(line),
+        first(kFirstRawBin<R> + first),
+        columns(columns) {}
+
+  // of x and g
+  __device__ __forceinline__ R operator()(const R (&in)[2]) {
+    const R x = in[0], g = in[1];
+    const unsigned bin = raw_bin(x, line);
+    const Two<R> at = lines[bin];  // slope, centre
+    if (bin - first < columns) {
+      Two<R> sum = sums[bin];
+      sum.first += g;
+      sum.second = fma(g, x - at.second, sum.second);
+      sums[bin] = sum;
+    }
+    return g * at.first;
+  }
+};
+
+// The sums of a channel's items: [channel][amounts by column, moments by column][item].
+class Partials {
+ public:
+  __host__ __device__ Partials(double* numbers, int num_intervals, int64_t items)
+      : numbers_(numbers), columns_(num_intervals + 2), items_(items) {}
+
+  __device__ void set(int64_t channel, int64_t item, int column, double amount, double moment) const {
+    numbers_[(channel * 2 * columns_ + column) * items_ + item] = amount;
+    numbers_[((channel * 2 + 1) * columns_ + column) * items_ + item] = moment;
+  }
+  __device__ const double* of(int64_t channel, int sum) const {
+    return numbers_ + (channel * 2 * columns_ + sum) * items_;
+  }
+  __device__ int columns() const { return columns_; }
+  __device__ int64_t items() const { return items_; }
+
+ private:
+  double* numbers_;
+  int columns_;
+  int64_t items_;
+};
+
+// Takes an item's sums anew, in double, a thread for each bin; and its dx, where the channel does not fit R.
+template <typename T, typename Item, int kLanes>
+__device__ __noinline__ void mend_backward(const Item& item, const Streams<T, 2>& streams,
+                                           const ParameterArrays<Real<T>>& arrays, const Windows& windows,
+                                           const Partials& partials) {
+  using R = Real<T>;
+  const T *x = streams.in[0], *grad = streams.in[1];
+  const CarefulFunction<R, R> function(arrays.of(item.channel));
+  if (streams.keep && !(windows.tabled && function.fits())) {
+    item.walk(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
+      from_real(R(double(to_real(grad[at])) * function.slope(to_real(x[at]))), streams.out[at]);
+    });
+  }
+  for (int c = threadIdx.x / kLanes; c < windows.columns(arrays.num_intervals); c += kThreads / kLanes) {
+    const int column = windows.first() + c;
+    double amount = 0, moment = 0;
+    item.walk(0, 1, [&](int64_t at) {
+      const R value = to_real(x[at]);
+      if (function.column(value) != column) return;
+      amount += double(to_real(grad[at]));
+      moment += double(to_real(grad[at])) * function.distance(value);
+    });
+    if (item.active()) partials.set(item.channel, item.index, column, amount, moment);
+  }
+}
+
+template <typename T, typename Items>
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(Items items, const T* grad, const T* x, T* grad_x, ParameterArrays<Real<T>> arrays,
+                    Windows windows, Partials partials) {
+  using R = Real<T>;
+  constexpr int kLanes = Items::kLanes;
+  const int columns = windows.columns(arrays.num_intervals);
+  const auto item = items.item(blockIdx.x / windows.count);
+  const Streams<T, 2> streams{{x, grad}, grad_x, windows.number() == 0};
+  bool good = false;
+  if (windows.tabled) {
+    const auto p = arrays.of(item.channel);
+    const BackwardTable<R, kLanes> table(p.num_intervals);
+    BackwardBody<kLanes, R> body(table, make_line<R>(p), windows.first(), columns);
+    for (int c = 0; c < columns; ++c) table.sums[c * kThreads + threadIdx.x] = {0, 0};
+    good = table.make(p, body.line);
+    __syncthreads();
+    item.sweep(streams, body);
+    __syncthreads();
+    // A warp for each column, over the threads of its lane.
+    for (int c = threadIdx.x / kWarp; c < columns; c += kWarps) {
+      double amount = 0, moment = 0;
+      for (int t = threadIdx.x % kWarp; t < kThreads; t += kWarp) {
+        amount += double(table.sums[c * kThreads + t].first);
+        moment += double(table.sums[c * kThreads + t].second);
+      }
+      if (kLanes == 1) amount = warp_sum(amount), moment = warp_sum(moment);
+      good &= is_finite(amount) && is_finite(moment);
+      if (item.active() && threadIdx.x % kWarp < kLanes) {
+        partials.set(item.channel, item.index, windows.first() + c, amount, moment);
+      }
+    }
+  }
+  if (__syncthreads_or(!good))
+    mend_backward<T, typename Items::Item, kLanes>(item, streams, arrays, windows, partials);
+}
+
+// Where the gradients go.
+template <typename P>
+struct GradientArrays {
+  P *points, *left_bound, *right_bound, *left_slope, *right_slope;
+
+  explicit GradientArrays(const FunctionGradients& g)
+      : points(static_cast<P*>(g.points)),
+        left_bound(static_cast<P*>(g.left_bound)),
+        right_bound(static_cast<P*>(g.right_bound)),
+        left_slope(static_cast<P*>(g.left_slope)),
+        right_slope(static_cast<P*>(g.right_slope)) {}
+};
+
+// The gradients of a channel whose moments are known, by a block.
+template <typename R, typename P>
+__device__ void finish_channel(const Parameters<P>& p, const Line<R>& line, const Moments& moments, int64_t channel,
+                               const GradientArrays<P>& gradients) {
+  const int n = p.num_intervals;
+  double left = 0, right = 0;
+  for (int k = int(threadIdx.x) - 1; k <= n; k += blockDim.x) {
+    if (k >= 0) gradients.points[channel * (n + 1) + k] = P(point_gradient(p, line, moments, k));
+    add_bound_gradients(p, line, moments, k, &left, &right);
+  }
+  double* scratch = reinterpret_cast<double*>(shared_memory);
+  left = block_sum<1>(left, scratch);
+  right = block_sum<1>(right, scratch);
+  if (threadIdx.x > 0) return;
+  gradients.left_bound[channel] = P(left);
+  gradients.right_bound[channel] = P(right);
+  gradients.left_slope[channel] = P(slope_gradient(p, line, moments, -1));
+  gradients.right_slope[channel] = P(slope_gradient(p, line, moments, n));
+}
+
+// Adds up each channel's items into `sums`, [channel][amounts, moments], and makes gradients of them. A block for
+// each channel, of any number of warps.
+template <typename R, typename P>
+__global__ void finish_kernel(ParameterArrays<P> arrays, Partials partials, double* sums,
+                              GradientArrays<P> gradients) {
+  const int64_t channel = blockIdx.x;
+  const auto p = arrays.of(channel);
+  const int n = p.num_intervals, bins = n + 2;
+  sums += channel * 2 * bins;
+  for (int i = threadIdx.x / kWarp; i < 2 * bins; i += blockDim.x / kWarp) {
+    const double sum = warp_total(partials.of(channel, i), partials.items());
+    if (threadIdx.x % kWarp == 0) sums[i] = sum;
+  }
+  const Moments moments{sums, sums + bins};
+  const Line<R> line = make_line<R>(p);
+  bool fits = bounds_fit(p, line);
+  for (int k = int(threadIdx.x) - 1; k <= n; k += blockDim.x) fits &= slope_fits<R>(p, k);
+
+  // Also the barrier that the sums need. A channel that does not fit was summed about the centres in double.
+  if (__syncthreads_and(fits)) {
+    finish_channel(p, line, moments, channel, gradients);
+  } else {
+    finish_channel(p, make_line<double>(p), moments, channel, gradients);
+  }
+}
+
+}  // namespace pwlu

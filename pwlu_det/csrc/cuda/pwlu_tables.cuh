@@ -1,0 +1,127 @@
+// A channel's function as a block holds it: what finds the bin in registers, what the bins hold in shared memory.
+// Each block makes its own from the parameters, so tables cost no launch and are never stale.
+#pragma once
+
+#include <type_traits>
+
+#include "../pwlu_math.h"
+#include "device.cuh"
+#include "launch.h"
+
+namespace pwlu {
+
+// Tables are for this much shared memory at most; functions with more bins are computed without.
+constexpr int64_t kTableBytes = 32 << 10;
+
+// Every channel's parameters.
+template <typename P>
+struct ParameterArrays {
+  const P *points, *left_bound, *right_bound, *left_slope, *right_slope;
+  int num_intervals;
+
+  explicit ParameterArrays(const Functions& f)
+      : points(static_cast<const P*>(f.points)),
+        left_bound(static_cast<const P*>(f.left_bound)),
+        right_bound(static_cast<const P*>(f.right_bound)),
+        left_slope(static_cast<const P*>(f.left_slope)),
+        right_slope(static_cast<const P*>(f.right_slope)),
+        num_intervals(f.num_intervals) {}
+
+  __device__ Parameters<P> of(int64_t channel) const {
+    return {points + channel * (num_intervals + 1),
+            left_bound[channel],
+            right_bound[channel],
+            left_slope[channel],
+            right_slope[channel],
+            num_intervals};
+  }
+};
+
+// The bin of x plus a constant, by the rule of bin_of: clipping first is the same. The float is rounded down to a
+// whole number by adding 1.5 * 2^23, which leaves it in the low bits: tables are for N far below 2^22.
+__device__ __forceinline__ unsigned raw_bin(float x, const Line<float>& line) {
+  const float u = fminf(fmaxf((x - line.left) * line.scale, -1.0f), line.last);
+  return __float_as_uint(__fadd_rd(u, 12582912.0f));
+}
+__device__ __forceinline__ unsigned raw_bin(double x, const Line<double>& line) {
+  return unsigned(__double2int_rd(fmin(fmax((x - line.left) * line.scale, -1.0), line.last)));
+}
+template <typename R>
+constexpr unsigned kFirstRawBin = sizeof(R) == 4 ? 0x4b3fffffu : ~0u;
+
+// An array in shared memory that has Entry for each bin, kApart entries from one to the next.
+template <typename R, typename Entry, int kApart>
+class ByBin {
+ public:
+  __device__ explicit ByBin(const Entry* first)
+      : origin_(opaque(unsigned(reinterpret_cast<const unsigned char*>(first) - shared_memory) -
+                       kFirstRawBin<R> * kBytes)) {}
+
+  __device__ __forceinline__ Entry& operator[](unsigned raw_bin) const {
+    return *reinterpret_cast<Entry*>(shared_memory + (raw_bin * kBytes + origin_));
+  }
+
+ private:
+  static constexpr unsigned kBytes = kApart * sizeof(Entry);
+  unsigned origin_;  // in bytes, of raw bin 0, modulo 2^32
+};
+
+// Two numbers that are accessed at once.
+template <typename R>
+struct alignas(2 * sizeof(R)) Two {
+  R first, second;
+};
+
+// Bytes of shared memory for tables of so many numbers a bin, in each of `lanes` channels.
+template <typename R>
+__host__ __device__ constexpr int64_t table_bytes(int numbers, int num_intervals, int lanes) {
+  return (int64_t(numbers) * (num_intervals + 2) * lanes * sizeof(R) + 15) / 16 * 16;
+}
+
+// Whether R is good enough for the whole of a channel.
+template <typename R, typename P>
+__device__ bool channel_fits(const Parameters<P>& p, const Line<R>& line) {
+  bool fits = bounds_fit(p, line);
+  for (int k = -1; k <= p.num_intervals; ++k) fits &= slope_fits<R>(p, k);
+  return fits;
+}
+
+// Calls make(index in a table, k) for this thread's part of its lane's columns; gives whether that part fits R.
+template <int kLanes, typename R, typename P, typename Make>
+__device__ bool make_table(const Parameters<P>& p, const Line<R>& line, const Make& make) {
+  bool fits = bounds_fit(p, line);
+  for (int i = threadIdx.x; i < (p.num_intervals + 2) * kLanes; i += kThreads) {
+    const int k = i / kLanes - 1;
+    make(i, k);
+    fits &= slope_fits<R>(p, k);
+  }
+  return fits;
+}
+
+// The same function in double and without a table: where R does not hold the channel, or did not hold a result.
+template <typename R, typename P>
+class CarefulFunction {
+ public:
+  __device__ explicit CarefulFunction(const Parameters<P>& p)
+      : p_(p), line_(make_line<R>(p)), wide_(make_line<double>(p)), fits_(channel_fits(p, line_)) {}
+
+  __device__ bool fits() const { return fits_; }
+  __device__ double value(R x) const {
+    return (fits_ ? evaluate_carefully(p_, line_, x) : evaluate_carefully(p_, wide_, double(x))).value;
+  }
+  __device__ int column(R x) const { return int(fits_ ? double(bin_of(x, line_)) : bin_of(double(x), wide_)) + 1; }
+  __device__ double slope(R x) const { return slope_of(p_, column(x) - 1); }
+  // x - c_k
+  __device__ double distance(R x) const {
+    const int k = column(x) - 1;
+    return double(x) - (fits_ ? double(center_of(R(k), line_)) : center_of(double(k), wide_));
+  }
+
+ private:
+  Parameters<P> p_;
+  Line<R> line_;
+  Line<double> wide_;
+  bool fits_;
+};
+
+}  // namespace pwlu

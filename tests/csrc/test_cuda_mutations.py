@@ -1,0 +1,118 @@
+"""Faults that are planted in the CUDA kernels' source must be found: the emulation can fail."""
+
+import re
+import shutil
+from typing import NamedTuple
+
+import pytest
+import torch
+from cuda_emulation import BACKWARD, FORWARD, PHASE1, SOURCES, Emulation, check, make_case
+
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++ to build the kernels with")
+
+ADDRESSES = ("-O0", "-g0", "-fsanitize=address,alignment", "-fno-sanitize-recover=all")
+THREADS = ("-O1", "-g0", "-fsanitize=thread")
+
+
+class Fault(NamedTuple):
+    file: str
+    right: str
+    wrong: str
+    flags: tuple = ADDRESSES
+
+
+FAULTS = {
+    "tables are read before they are made": Fault(
+        "pwlu_forward.cuh", "    __syncthreads();\n    item.sweep", "    item.sweep", THREADS
+    ),
+    "sums are taken before they are complete": Fault(
+        "pwlu_backward.cuh", "item.sweep(streams, body);\n    __syncthreads();", "item.sweep(streams, body);"
+    ),
+    "gradients are made before the sums are there": Fault(
+        "pwlu_backward.cuh", "if (__syncthreads_and(fits)) {", "if (fits) {"
+    ),
+    "scratch is used again too early": Fault(
+        "device.cuh", "  __syncthreads();  // scratch is free again\n", "", THREADS
+    ),
+    "the last element is left out": Fault("items.cuh", "length - tail, body)", "length - tail - 1, body)"),
+    "the last chunk is as long as the others": Fault(
+        "items.cuh", "item.length = int(min(chunk_, inner_ - chunk * chunk_))", "item.length = int(chunk_)"
+    ),
+    "packs are misaligned": Fault("items.cuh", "int(-address(here.in[0])", "int(address(here.in[0])"),
+    "inputs that are aligned differently are taken for alike": Fault(
+        "items.cuh", "aligned &= (address(streams.in[k])", "aligned |= (address(streams.in[k])"
+    ),
+    "a channel past the last": Fault("items.cuh", "channel < channels_", "channel <= channels_"),
+    "bins are one off": Fault("pwlu_tables.cuh", "0x4b3fffffu", "0x4b400000u"),
+    "bins are rounded to the nearest": Fault(
+        "pwlu_tables.cuh", "__fadd_rd(u, 12582912.0f)", "(u + 12582912.0f)"
+    ),
+    "too little shared memory": Fault("backward.cu", "table + size * kSums", "table + (size - 1) * kSums"),
+    "windows write to the first": Fault("pwlu_backward.cuh", "windows.first() + c, amount", "c, amount"),
+    "what is not finite goes unnoticed": Fault("pwlu_forward.cuh", "    trap = fma(y, R(0), trap);\n", ""),
+    "sums that are not finite go unnoticed": Fault(
+        "pwlu_backward.cuh", "      good &= is_finite(amount) && is_finite(moment);\n", ""
+    ),
+}
+
+
+def infinite_inputs():
+    case = make_case((1, 1, 70), 3)
+    case.parameters[3][:] = case.parameters[4][:] = 0
+    case.x[0, 0, 30:32] = torch.tensor([torch.inf, -torch.inf])
+    return case
+
+
+def overflowing_sums():
+    case = make_case((1, 1, 64), 3)
+    case.x[:], case.grad[..., ::2], case.grad[..., 1::2] = 3e38, 8.0, -8.0
+    return case
+
+
+CASES = [
+    make_case((2, 3, 301), 16, offsets=(1, 1, 1)),
+    make_case((1, 2, 301), 16, offsets=(0, 1, 0)),
+    make_case((1, 2, 77), 64),
+    make_case((1, 34, 9), 2, channels_last=True),
+    make_case((1, 1, 9001), 4),
+]
+RACING = [make_case((1, 1, 20), 2)]
+
+
+def run_all(emulation):
+    cases = RACING if emulation.flags == THREADS else CASES
+    runs = [(op, case) for case in cases for op in (FORWARD, BACKWARD, PHASE1)]
+    runs += [(FORWARD, infinite_inputs()), (BACKWARD, overflowing_sums())]
+    *ordinary, (level,), gradients = emulation.run_program(runs, timeout=100)
+    for (op, case), results in zip(runs, ordinary):
+        check(case, op, results)
+    assert level.isfinite().all()
+    assert all(g.isfinite().all() for g in gradients)
+
+
+def copy_sources(folder):
+    """With kernels for float32 alone, which compile in a quarter of the time."""
+    sources = shutil.copytree(SOURCES, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
+    dispatch = sources / "cuda" / "dispatch.cuh"
+    cases = re.compile(r" +case Element::k\w+:\n +return f\(Tag<\w+>\{\}\);\n")
+    text, count = cases.subn("", dispatch.read_text())
+    assert count == 3
+    dispatch.write_text(text)
+    return sources
+
+
+@pytest.mark.parametrize("flags", [ADDRESSES, THREADS], ids=["addresses", "threads"])
+def test_without_a_fault_nothing_is_found(tmp_path, flags):
+    run_all(Emulation(tmp_path, *flags, sources=copy_sources(tmp_path)))
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_the_fault_is_found(tmp_path, fault):
+    sources = copy_sources(tmp_path)
+    file = sources / "cuda" / fault.file
+    assert file.read_text().count(fault.right) == 1, f"{fault.right!r} is no more in {fault.file}, or twice"
+    file.write_text(file.read_text().replace(fault.right, fault.wrong))
+    emulation = Emulation(tmp_path, *fault.flags, sources=sources)
+    emulation.build_program()
+    with pytest.raises(AssertionError):
+        run_all(emulation)
