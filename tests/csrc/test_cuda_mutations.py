@@ -26,7 +26,7 @@ FAULTS = {
         "pwlu_forward.cuh", "    __syncthreads();\n    item.sweep", "    item.sweep", THREADS
     ),
     "sums are taken before they are complete": Fault(
-        "pwlu_backward.cuh", "item.sweep(streams, body);\n    __syncthreads();", "item.sweep(streams, body);"
+        "pwlu_backward.cuh", "== 0}, body);\n    __syncthreads();", "== 0}, body);"
     ),
     "gradients are made before the sums are there": Fault(
         "pwlu_backward.cuh", "if (__syncthreads_and(fits)) {", "if (fits) {"

@@ -14,7 +14,7 @@ import pytest
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "pwlu_det" / "csrc" / "cuda"
 BUDGET = json.loads((HERE / "sass_budget.json").read_text())
-ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")  # those of setup.py
 TYPES = {"float": "float32", "__nv_bfloat16": "bfloat16", "__half": "float16"}
 
 
@@ -81,12 +81,9 @@ def test_registers_and_spills(compiled):
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
     assert len(registers) == 34, "as many kernels as there are"
     assert max(registers) <= BUDGET["registers"]
-    # Mangled names: the cold paths and the kernels for double may save a register or two.
     spills = re.findall(r"Function properties for (\S+)\n.*?(\d+) bytes spill stores", said)
     assert len(spills) >= 34
-    for name, size in spills:
-        cold = "mend" in name or "_kernelId" in name
-        assert int(size) <= (BUDGET["cold spills"] if cold else 0), name
+    assert not [name for name, size in spills if int(size) > 0]
 
 
 @pytest.mark.parametrize("cuda_type", TYPES)

@@ -16,6 +16,10 @@ namespace pwlu {
 
 constexpr int kThreads = 128, kWarp = 32, kWarps = kThreads / kWarp;  // of a block, where nothing else is said
 
+// Blocks that a multiprocessor has to hold at once. It caps the registers at 128 a thread; left to itself the
+// compiler aims lower, and saves some to memory.
+constexpr int kBlocks = 4;
+
 using Half = __half;
 using BFloat16 = __nv_bfloat16;
 

@@ -87,16 +87,17 @@ class Partials {
 };
 
 // Takes an item's sums anew, in double, a thread for each bin; and its dx, where the channel does not fit R.
-template <typename T, typename Item, int kLanes>
-__device__ __noinline__ void mend_backward(const Item& item, const Streams<T, 2>& streams,
-                                           const ParameterArrays<Real<T>>& arrays, const Windows& windows,
-                                           const Partials& partials) {
+// Its arguments are the kernel's own, so that nothing has to be kept for it.
+template <typename T, typename Items>
+__device__ __noinline__ void mend_backward(Items items, const T* grad, const T* x, T* grad_x,
+                                           ParameterArrays<Real<T>> arrays, Windows windows, Partials partials) {
   using R = Real<T>;
-  const T *x = streams.in[0], *grad = streams.in[1];
+  constexpr int kLanes = Items::kLanes;
+  const auto item = items.item(blockIdx.x / windows.count);
   const CarefulFunction<R, R> function(arrays.of(item.channel));
-  if (streams.keep && !(windows.tabled && function.fits())) {
+  if (windows.number() == 0 && !(windows.tabled && function.fits())) {
     item.walk(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
-      from_real(R(double(to_real(grad[at])) * function.slope(to_real(x[at]))), streams.out[at]);
+      from_real(R(double(to_real(grad[at])) * function.slope(to_real(x[at]))), grad_x[at]);
     });
   }
   for (int c = threadIdx.x / kLanes; c < windows.columns(arrays.num_intervals); c += kThreads / kLanes) {
@@ -113,14 +114,13 @@ __device__ __noinline__ void mend_backward(const Item& item, const Streams<T, 2>
 }
 
 template <typename T, typename Items>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     backward_kernel(Items items, const T* grad, const T* x, T* grad_x, ParameterArrays<Real<T>> arrays,
                     Windows windows, Partials partials) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
   const int columns = windows.columns(arrays.num_intervals);
   const auto item = items.item(blockIdx.x / windows.count);
-  const Streams<T, 2> streams{{x, grad}, grad_x, windows.number() == 0};
   bool good = false;
   if (windows.tabled) {
     const auto p = arrays.of(item.channel);
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int c = 0; c < columns; ++c) table.sums[c * kThreads + threadIdx.x] = {0, 0};
     good = table.make(p, body.line);
     __syncthreads();
-    item.sweep(streams, body);
+    item.sweep(Streams<T, 2>{{x, grad}, grad_x, windows.number() == 0}, body);
     __syncthreads();
     // A warp for each column, over the threads of its lane.
     for (int c = threadIdx.x / kWarp; c < columns; c += kWarps) {
@@ -145,8 +145,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  if (__syncthreads_or(!good))
-    mend_backward<T, typename Items::Item, kLanes>(item, streams, arrays, windows, partials);
+  if (__syncthreads_or(!good)) mend_backward<T>(items, grad, x, grad_x, arrays, windows, partials);
 }
 
 // Where the gradients go.

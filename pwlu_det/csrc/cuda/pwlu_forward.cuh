@@ -6,56 +6,56 @@
 
 namespace pwlu {
 
-// [bin][lane] of value and slope, then of centres: the lanes of a warp meet in no bank of shared memory, whichever
-// bins they want, unless there are many bins.
+// What a bin is: one access to shared memory brings all of it (of float), and takes one address to make.
+template <typename R>
+struct alignas(16) BinLine {
+  R value, slope, center, unused;
+};
+
+// [bin][lane]: the lanes of a warp that have a channel each meet in no bank of shared memory, whichever bins they
+// want.
 template <typename R, int kLanes>
 struct ForwardTable {
-  static constexpr int kNumbers = 3;
+  static constexpr int kNumbers = 4;
 
-  __device__ explicit ForwardTable(int num_intervals)
-      : lines(reinterpret_cast<Two<R>*>(shared_memory)),
-        centers(reinterpret_cast<R*>(lines + (num_intervals + 2) * kLanes)) {}
+  __device__ ForwardTable() : lines(reinterpret_cast<BinLine<R>*>(shared_memory)) {}
 
   template <typename P>
   __device__ bool make(const Parameters<P>& p, const Line<R>& line) const {
     return make_table<kLanes>(p, line, [&](int i, int k) {
-      lines[i] = {R(value_of(p, line, k)), R(slope_of(p, k))};
-      centers[i] = center_of(R(k), line);
+      lines[i] = {R(value_of(p, line, k)), R(slope_of(p, k)), center_of(R(k), line), R(0)};
     });
   }
 
-  Two<R>* lines;
-  R* centers;
+  BinLine<R>* lines;
 };
 
 template <int kLanes, typename R>
 struct ForwardBody {
-  ByBin<R, Two<R>, kLanes> lines;
-  ByBin<R, R, kLanes> centers;
+  ByBin<R, BinLine<R>, kLanes> lines;
   Line<R> line;
   R trap;  // NaN once a result was not finite
 
   __device__ ForwardBody(const ForwardTable<R, kLanes>& table, const Line<R>& line)
-      : lines(table.lines + threadIdx.x % kLanes),
-        centers(table.centers + threadIdx.x % kLanes),
-        line(line),
-        trap(0) {}
+      : lines(table.lines + threadIdx.x % kLanes), line(line), trap(0) {}
 
   __device__ __forceinline__ R operator()(const R (&in)[1]) {
     const R x = in[0];
-    const unsigned bin = raw_bin(x, line);
-    const Two<R> at = lines[bin];  // value, slope
-    const R y = fma(at.second, x - centers[bin], at.first);
+    const BinLine<R> at = load_whole(&lines[raw_bin(x, line)]);
+    const R y = fma(at.slope, x - at.center, at.value);
     trap = fma(y, R(0), trap);
     return y;
   }
 };
 
 // Computes anew what is not finite, or all where the channel does not fit R or has no table.
-template <typename T, typename Item, int kLanes>
-__device__ __noinline__ void mend_forward(const Item& item, const T* x, T* y, const ParameterArrays<Real<T>>& arrays,
+// Its arguments are the kernel's own, so that nothing has to be kept for it.
+template <typename T, typename Items>
+__device__ __noinline__ void mend_forward(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays,
                                           bool tabled) {
   using R = Real<T>;
+  constexpr int kLanes = Items::kLanes;
+  const auto item = items.item(blockIdx.x);
   const CarefulFunction<R, R> function(arrays.of(item.channel));
   const bool all = !tabled || !function.fits();
   item.walk(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
@@ -64,7 +64,7 @@ __device__ __noinline__ void mend_forward(const Item& item, const T* x, T* y, co
 }
 
 template <typename T, typename Items>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     forward_kernel(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays, bool tabled) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
@@ -72,16 +72,14 @@ __global__ void __launch_bounds__(kThreads)
   bool good = false;
   if (tabled) {
     const auto p = arrays.of(item.channel);
-    const ForwardTable<R, kLanes> table(p.num_intervals);
+    const ForwardTable<R, kLanes> table;
     ForwardBody<kLanes, R> body(table, make_line<R>(p));
     good = table.make(p, body.line);
     __syncthreads();
     item.sweep(Streams<T, 1>{{x}, y, true}, body);
     good &= body.trap == 0;
   }
-  if (__syncthreads_or(!good)) {
-    mend_forward<T, typename Items::Item, kLanes>(item, x, y, arrays, tabled);
-  }
+  if (__syncthreads_or(!good)) mend_forward<T>(items, x, y, arrays, tabled);
 }
 
 }  // namespace pwlu

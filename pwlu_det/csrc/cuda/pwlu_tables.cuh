@@ -11,7 +11,7 @@
 namespace pwlu {
 
 // Tables are for this much shared memory at most; functions with more bins are computed without.
-constexpr int64_t kTableBytes = 32 << 10;
+constexpr int64_t kTableBytes = 36 << 10;
 
 // Every channel's parameters.
 template <typename P>
@@ -71,6 +71,16 @@ template <typename R>
 struct alignas(2 * sizeof(R)) Two {
   R first, second;
 };
+
+// By accesses of 16 bytes, which are not left to the compiler to make of the members.
+template <typename Entry>
+__device__ __forceinline__ Entry load_whole(const Entry* from) {
+  uint4 bits[sizeof(Entry) / sizeof(uint4)];
+  for (unsigned i = 0; i < sizeof(Entry) / sizeof(uint4); ++i) bits[i] = reinterpret_cast<const uint4*>(from)[i];
+  Entry entry;
+  memcpy(&entry, bits, sizeof entry);
+  return entry;
+}
 
 // Bytes of shared memory for tables of so many numbers a bin, in each of `lanes` channels.
 template <typename R>
