@@ -147,7 +147,8 @@ def elements_near(rng, size, left, right, n, dtype):
     """Knots, their neighbours, the two bounds, what lies between and beyond, and the ends of the dtype."""
     info = np.finfo(np.float32) if dtype != torch.float64 else np.finfo(np.float64)
     width = np.maximum(right - left, oracle.MIN_WIDTH)
-    knots = (left + rng.integers(-1, n + 2, size) / n * width).astype(info.dtype)
+    knots = left + rng.integers(-1, n + 2, size) / n * width
+    knots = knots.clip(info.min, info.max).astype(info.dtype)
     ends = (
         np.array([1, 0.5, info.tiny / info.max, info.smallest_subnormal / info.max, 0])
         * torch.finfo(dtype).max
