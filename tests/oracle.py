@@ -124,3 +124,64 @@ def _interval(x, Y_P, B_L, B_R):
 def _line(x, B, K, Y):
     """The line outside the bounds; level where the slope is 0, however far out ``x`` is."""
     return np.where(K == 0, Y, (np.where(K == 0, B, x) - B) * K + Y)
+
+
+class WideFunction:
+    """Equation 1 and Table 1 for one function and numbers of any size, in extended precision.
+
+    ``np.longdouble`` has range and digits enough for whatever float64 parameters give. Bins are numbered
+    -1 ... N (section 4.3). Methods take the bin of each element, so that they can be asked about neighbouring
+    ones as well; ``Y_P`` is ``[N+1]``, ``x``, ``g`` and ``k`` are ``[n]``.
+    """
+
+    def __init__(self, Y_P, B_L, B_R, K_L, K_R):
+        Y_P, B_L, B_R, K_L, K_R = (np.asarray(p, np.longdouble) for p in (Y_P, B_L, B_R, K_L, K_R))
+        self.N = len(Y_P) - 1
+        self.B_L, self.B_R = B_L, B_R
+        self.width = np.maximum(B_R - B_L, MIN_WIDTH)
+        self.K = np.concatenate([[K_L], np.diff(Y_P) * self.N / self.width, [K_R]])
+        self.Y_start = np.concatenate([Y_P[:1], Y_P])
+        self.Y_end = np.concatenate([Y_P[:1], Y_P[1:], Y_P[-1:]])
+
+    def bins(self, x):
+        k = np.floor((x - self.B_L) * self.N / self.width).clip(0, self.N - 1)
+        return np.select([x < self.B_L, self._from_right(x) >= 0], [-1, self.N], k).astype(int)
+
+    def outputs(self, x, k):
+        """Level where the slope is 0, however far out ``x`` is."""
+        length = np.where(self._inside(k), self.width / self.N, 1)
+        K = self.K[k + 1]
+        return self.Y_start[k + 1] + np.where(K == 0, 0, K * length * np.where(K == 0, 0, self.along(x, k)))
+
+    def along(self, x, k):
+        """t across the interval; the distance from the bound outside."""
+        t = (x - self.B_L) * self.N / self.width - k
+        return np.select([k < 0, k == self.N], [x - self.B_L, self._from_right(x)], t)
+
+    def gradients(self, g, x, k):
+        """What each element adds to the gradients: ``[n, N+5]``, of Y_P, B_L, B_R, K_L and K_R."""
+        t, N = self.along(x, k), self.N
+        return self._rows(g, k, 1 - t, t, (k + t - N) / N, -(k + t) / N, t)
+
+    def scales(self, g, x, k):
+        """How large the numbers are that each element's gradients are made of: those, with t as 1."""
+        N = self.N
+        return np.abs(self._rows(g, k, 1, 1, (k - N) / N, (k + 1) / N, self.along(x, k)))
+
+    def _rows(self, g, k, to_start, to_end, to_left, to_right, outside):
+        N, K, element, inside = self.N, self.K[k + 1], np.arange(len(k)), self._inside(k)
+        rows = np.zeros((len(k), N + 5), np.longdouble)
+        rows[element, k.clip(0, N)] = g * np.where(inside, to_start, 1)
+        rows[element[inside], k[inside] + 1] = (g * to_end)[inside]
+        rows[:, N + 1] = g * K * np.select([k < 0, inside], [-1, to_left])
+        rows[:, N + 2] = g * K * np.select([k == N, inside], [-1, to_right])
+        rows[:, N + 3] = np.where(k < 0, g * outside, 0)
+        rows[:, N + 4] = np.where(k == N, g * outside, 0)
+        return rows
+
+    def _from_right(self, x):
+        """From B_L + ``MIN_WIDTH`` where that is further right, which as a sum might round to B_L."""
+        return np.minimum(x - self.B_R, (x - self.B_L) - MIN_WIDTH)
+
+    def _inside(self, k):
+        return (k >= 0) & (k < self.N)

@@ -54,14 +54,14 @@ struct Parameters {
 template <typename P>
 PWLU_FN double right_end(const Parameters<P>& p) {
   const double least = double(p.left_bound) + kMinWidth;
-  return p.right_bound > least ? p.right_bound : least;
+  return p.right_bound < least ? least : p.right_bound;
 }
 
 // d, the length of an interval.
 template <typename P>
 PWLU_FN double interval_length(const Parameters<P>& p) {
   const double width = double(p.right_bound) - double(p.left_bound);
-  return (width > kMinWidth ? width : kMinWidth) / p.num_intervals;
+  return (width < kMinWidth ? kMinWidth : width) / p.num_intervals;
 }
 
 // The slope in bin k.
@@ -76,7 +76,7 @@ PWLU_FN double slope_of(const Parameters<P>& p, int k) {
 template <typename R>
 struct Line {
   R left;    // B_L
-  R right;   // B_R, at least kMinWidth from it
+  R right;   // B_R, at least kMinWidth from it; the first number from there on
   R length;  // d, of one interval
   R middle;  // of the first interval
   R scale;   // about 1 / d
@@ -85,10 +85,12 @@ struct Line {
 
 template <typename R, typename P>
 PWLU_FN Line<R> make_line(const Parameters<P>& p) {
-  const double d = interval_length(p), most = Largest<R>::value;
+  const double d = interval_length(p), most = Largest<R>::value, right = right_end(p);
   Line<R> line;
-  line.left = R(p.left_bound);
-  line.right = R(right_end(p));
+  line.left = d == d ? R(p.left_bound) : R(d);  // either bound that is NaN makes all of it NaN
+  line.right = R(right);
+  // B_L + kMinWidth may be no R, or be as good as B_L. For x the bound is the next R then: B_L itself lies inside.
+  if (line.right < right || !(line.right > line.left)) line.right = nextafter(line.right, Largest<R>::value);
   line.length = R(d < most ? d : most);
   line.middle = R(p.left_bound + d / 2);
   line.scale = R(1 / d);
@@ -129,13 +131,14 @@ PWLU_FN double value_of(const Parameters<P>& p, const Line<R>& line, int k) {
   return double(p.points[start]) + slope_of(p, k) * center_offset(p, line, k);
 }
 
-// Whether R holds the line's numbers, and differences between them and x of a like size. Where it does not, the
-// channel is computed in double.
+// Whether R holds the line's numbers, and differences between them and x of a like size, and tells the last
+// interval's middle from B_R, so that bin N is measured from there. Where it does not, the channel is computed in
+// double.
 template <typename R, typename P>
 PWLU_FN bool bounds_fit(const Parameters<P>& p, const Line<R>& line) {
   const R most = Largest<R>::value / 8;
   return -most < line.left && line.right < most && line.scale > Largest<R>::smallest_normal &&
-         interval_length(p) < most;
+         interval_length(p) < most && center_of(line.last, line) == line.right;
 }
 template <typename R, typename P>
 PWLU_FN bool slope_fits(const Parameters<P>& p, int k) {

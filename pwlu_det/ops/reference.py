@@ -119,10 +119,10 @@ def _locate(x: Tensor, left_bound: Tensor, right_bound: Tensor, num_intervals: i
     The coordinate is t = u - k inside, x - B_L left of the bounds and x - B_R right of them.
     """
     length = _interval_length(left_bound, right_bound, num_intervals)
-    right_end = torch.maximum(right_bound, left_bound + MIN_WIDTH)
     from_left = x - _per_channel(left_bound, x)
     u = from_left / _per_channel(length, x)
-    from_right = x - _per_channel(right_end, x)
+    # From B_L + MIN_WIDTH where that is further right; as a sum it might round to B_L.
+    from_right = torch.minimum(x - _per_channel(right_bound, x), from_left - MIN_WIDTH)
     # x >= B_R is decided by itself, as u may round to below N there. NaN goes to the last bin, too.
     k = torch.where(from_right < 0, u.floor().clamp(-1, num_intervals - 1), num_intervals)
     outside = torch.where(k < 0, from_left, from_right)

@@ -28,7 +28,7 @@ def find_cuobjdump():
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def compiled(request, tmp_path_factory):
-    """What ptxas says, and each kernel's machine code: ``{demangled name: [(address, instruction)]}``."""
+    """The architecture, what ptxas says, and the machine code: ``{demangled name: [(address, text)]}``."""
     if not shutil.which("nvcc"):
         pytest.skip("there is no nvcc")
     cuobjdump = find_cuobjdump()
@@ -55,7 +55,7 @@ def compiled(request, tmp_path_factory):
     names = subprocess.run(
         ["c++filt"], input="\n".join(code), capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    return said, dict(zip(names, code.values()))
+    return request.param, said, dict(zip(names, code.values()))
 
 
 def hot_loop(instructions):
@@ -77,7 +77,7 @@ def count(instructions, pattern):
 
 
 def test_registers_and_spills(compiled):
-    said, _ = compiled
+    _, said, _ = compiled
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
     assert len(registers) == 34, "as many kernels as there are"
     assert max(registers) <= BUDGET["registers"]
@@ -89,7 +89,7 @@ def test_registers_and_spills(compiled):
 @pytest.mark.parametrize("cuda_type", TYPES)
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 def test_instructions_of_the_hot_loop(compiled, kernel, cuda_type):
-    _, code = compiled
+    architecture, _, code = compiled
     name = f"{kernel}_kernel<{cuda_type}, pwlu::Planes>("
     (instructions,) = (code for function, code in code.items() if name in function)
     loop = hot_loop(instructions)
@@ -98,5 +98,8 @@ def test_instructions_of_the_hot_loop(compiled, kernel, cuda_type):
     assert count(loop, r"\bLDG") == loads and count(loop, r"\bSTG") == stores, "all are of 128 bits"
     assert count(loop, r"\b(LDL|STL|CALL|DADD|DFMA|ATOM|RED)") == 0
     elements = stores * (4 if cuda_type == "float" else 8)
-    per_element = len(loop) / elements
-    assert per_element <= BUDGET["instructions per element"][f"{kernel} {TYPES[cuda_type]}"], per_element
+    row = f"{kernel} {TYPES[cuda_type]}"
+    allowed = BUDGET["instructions per element"][row]
+    if architecture == "sm_75":
+        allowed = BUDGET["sm_75, which has no bfloat16"].get(row, allowed)
+    assert len(loop) / elements <= allowed

@@ -82,9 +82,9 @@ void backward_block(const T* grad, const T* x, T* grad_x, int64_t rows, int64_t 
   const float* pairs = block.pairs;
   const int channels = block.channels, vectors = (channels + Vec::kSize - 1) / Vec::kSize;
   const int64_t rows_at_once = BinSums::kSlots / vectors;
-  BinSums sums(vectors * Vec::kSize, block.bins());
-  for (int64_t start = 0; start < rows; start += BinSums::kStretch) {
-    const int64_t end = std::min(start + BinSums::kStretch, rows);
+  BinSums sums(vectors * Vec::kSize, block.bins(), false);
+  for (int64_t start = 0; start < rows; start += BinSums::kBlockStretch) {
+    const int64_t end = std::min(start + BinSums::kBlockStretch, rows);
     for (int64_t from = start; from < end; from += rows_at_once) {
       int64_t slot = 0;
       for (int64_t r = from; r < std::min(from + rows_at_once, end); ++r) {
@@ -102,12 +102,7 @@ void backward_block(const T* grad, const T* x, T* grad_x, int64_t rows, int64_t 
       }
       sums.add(slot);
     }
-    if (sums.finite()) {
-      for (int c = 0; c < channels; ++c) sums.add_to(moments[c], c);
-    } else {
-      carefully(start * stride, end - start);
-    }
-    sums.clear();
+    if (!sums.take(moments, channels)) carefully(start * stride, end - start);
   }
 }
 

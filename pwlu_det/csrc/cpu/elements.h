@@ -39,7 +39,8 @@ void backward_carefully(const T* grad, const T* x, T* grad_x, int64_t n, int64_t
     for (int64_t i = 0; i < n * stride; i += stride) {
       const double g = to_float(grad[i]);
       const pwlu::Careful at = pwlu::evaluate_carefully(f.parameters, line, R(to_float(x[i])));
-      from_double(g * at.slope, grad_x[i]);
+      // As elsewhere where float holds the slope: no element's bits depend on what others are near it.
+      from_float(f.fits ? float(g) * f.slope[at.k + 1] : float(g * at.slope), grad_x[i]);
       moments.amount[at.k + 1] += g;
       moments.moment[at.k + 1] += g * at.distance;
     }

@@ -24,7 +24,7 @@ PWLU_INLINE pwlu::Sigmoid<Vec> sigmoid(Vec z) {
 constexpr int kMaxParameters = 64;
 
 // How many vectors a sum in float runs over before it is added up in double.
-constexpr int64_t kVectorsAtOnce = 256;
+constexpr int64_t kVectorsAtOnce = 64;
 
 // Elements of one channel, in double: for float64, and for what was not finite in float.
 template <typename F, typename T>

@@ -31,30 +31,23 @@ void backward_row(const T* grad, const T* x, T* grad_x, int64_t n, const Functio
   const Table<Registers> slope(f.slope, f.bins());
   const Vec left(f.line.left), right(f.line.right), length(f.line.length), middle(f.line.middle);
   const Vec scale(f.line.scale), last(f.line.last), minus_one(-1.0f);
-  const Index lanes = Index::lanes(f.bins());
-  BinSums sums(Vec::kSize, f.bins());
-  constexpr int64_t kPart = BinSums::kSlots * Vec::kSize, kStretch = BinSums::kStretch * Vec::kSize;
+  BinSums sums(Vec::kSize, f.bins(), true);
+  const Index lanes = Index::lanes(sums.stride());
+  constexpr int64_t kStretch = BinSums::kStretch * Vec::kSize;
+  static_assert(BinSums::kStretch <= BinSums::kSlots);
   for (int64_t start = 0; start < n; start += kStretch) {
-    const int64_t end = std::min(start + kStretch, n);
-    for (int64_t from = start; from < end; from += kPart) {
-      const int64_t size = std::min(kPart, end - from);
-      for_vectors(size, [&](int64_t i, int count) {
-        // beyond the end g is 0: it adds nothing
-        const Vec xv = load(x + from + i, count), g = load(grad + from + i, count);
-        const Vec k = min(max(floor((xv - left) * scale), minus_one), last);
-        const Vec distance = xv - min(max(fma(k, length, middle), left), right);
-        const Index column(k - minus_one);
-        store(g * slope[column], grad_x + from + i, count);
-        sums.put(i / Vec::kSize, column + lanes, g, g * distance);
-      });
-      sums.add((size + Vec::kSize - 1) / Vec::kSize);
-    }
-    if (sums.finite()) {
-      for (int lane = 0; lane < Vec::kSize; ++lane) sums.add_to(moments, lane);
-    } else {
-      backward_carefully(grad + start, x + start, grad_x + start, end - start, 1, f, moments);
-    }
-    sums.clear();
+    const int64_t size = std::min(kStretch, n - start);
+    for_vectors(size, [&](int64_t i, int count) {
+      // beyond the end g is 0: it adds nothing
+      const Vec xv = load(x + start + i, count), g = load(grad + start + i, count);
+      const Vec k = min(max(floor((xv - left) * scale), minus_one), last);
+      const Vec distance = xv - min(max(fma(k, length, middle), left), right);
+      const Index column(k - minus_one);
+      store(g * slope[column], grad_x + start + i, count);
+      sums.put(i / Vec::kSize, column + lanes, g, g * distance);
+    });
+    sums.add((size + Vec::kSize - 1) / Vec::kSize);
+    if (!sums.take(moments)) backward_carefully(grad + start, x + start, grad_x + start, size, 1, f, moments);
   }
 }
 

@@ -30,6 +30,7 @@ struct Vec {
   for (int i = 0; i < Vec::kSize; ++i) r.v[i] = expression; \
   return r
 
+PWLU_INLINE Vec operator+(Vec a, Vec b) { PWLU_LANES(a.v[i] + b.v[i]); }
 PWLU_INLINE Vec operator-(Vec a, Vec b) { PWLU_LANES(a.v[i] - b.v[i]); }
 PWLU_INLINE Vec operator*(Vec a, Vec b) { PWLU_LANES(a.v[i] * b.v[i]); }
 PWLU_INLINE Vec fma(Vec a, Vec b, Vec c) { PWLU_LANES(std::fma(a.v[i], b.v[i], c.v[i])); }
