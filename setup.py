@@ -15,8 +15,8 @@ from setuptools.command.build_ext import build_ext
 
 CPU, CUDA = "pwlu_det._C", "pwlu_det._C_cuda"
 
-# Machine code for these, as far as nvcc knows them, where no GPU says what is wanted. That of 8.0 also runs on
-# 8.6 and 8.9, of 10.0 on 10.3, and so on; later GPUs compile the newest one's PTX when they first see it.
+# Machine code for these, as far as nvcc knows them, where no GPU says what is wanted. That for 8.0 also runs
+# on 8.6 and 8.9, for 10.0 on 10.3, and so on; later GPUs compile the newest one's PTX when they first see it.
 ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 
 try:
