@@ -32,7 +32,7 @@
 #define __noinline__ __attribute__((noinline))
 #define __forceinline__ inline
 #define __align__(n) __attribute__((aligned(n)))
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 
 using std::max;
 using std::min;
