@@ -115,8 +115,9 @@ class OptionalBuild(BuildExtension):
             self._fail(name, reason)
         if not wanted:
             return super().run()
+        compiler = self.compiler  # by name, until it is run
         for extension in wanted:  # one by one, so that none takes another down
-            self.extensions = [extension]
+            self.extensions, self.compiler = [extension], compiler
             try:
                 super().run()
             except (Exception, SystemExit) as error:  # a failed compiler ends in either
