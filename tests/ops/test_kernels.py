@@ -170,3 +170,17 @@ def test_other_strides(x):
     assert y.stride() == torch.empty_like(x).stride()
     grad_x = torch.ops.pwlu_det.pwlu_backward(grad, x, *parameters)[0]
     torch.testing.assert_close(grad_x, reference.pwlu_backward(grad, x, *parameters)[0], rtol=1e-4, atol=1e-5)
+
+
+@built
+@pytest.mark.skipif(kernels_in_use() in ("baseline", "plain torch"), reason="these have no such kernels")
+def test_the_most_parameters_of_a_channel():
+    x, many = torch.randn(1, 2, 5), torch.rand(2, 64) / 64
+    torch.testing.assert_close(
+        torch.ops.pwlu_det.slaf(x, many),
+        sum(many[:, j, None] * x**j for j in range(64)),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    with pytest.raises(RuntimeError, match="65 parameters for each channel; at most 64 are possible"):
+        torch.ops.pwlu_det.slaf(x, torch.rand(2, 65))

@@ -69,6 +69,9 @@ struct DtypeKernels {
                           ShiftedSums* sums);
 };
 
+// The most parameters of a channel.
+constexpr int kMaxParameters = 64;
+
 // Parameters of neighbouring channels: parameter k of channel c is at k * stride + c. Of `narrow` whole vectors can
 // be read behind the last channel.
 struct ChannelParameters {

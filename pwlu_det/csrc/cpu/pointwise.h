@@ -7,6 +7,7 @@
 namespace {
 
 using pwlu::ChannelParameters;
+using pwlu::kMaxParameters;
 
 // sigmoid(z) = 1 / (1 + e^-z): the power is a polynomial within half of ln 2, times a power of 2. The coefficients
 // are those of expf in the Cephes library. Where the result would not be a normal number it is 0.
@@ -20,8 +21,6 @@ PWLU_INLINE pwlu::Sigmoid<Vec> sigmoid(Vec z) {
   const Vec e = scale(fma(p * r, r, r + one), n), value = reciprocal(one + e);
   return {value, e * value * value};
 }
-
-constexpr int kMaxParameters = 64;
 
 // How many vectors a sum in float runs over before it is added up in double.
 constexpr int64_t kVectorsAtOnce = 64;

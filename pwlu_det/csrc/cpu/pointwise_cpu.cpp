@@ -24,6 +24,8 @@ class ParameterTable {
       rows.push_back(wide.dim() == 1 ? wide.unsqueeze(0) : channel_axis[i] == 0 ? wide.t() : wide);
     }
     wide_ = at::cat(rows).contiguous();
+    TORCH_CHECK(size() <= kMaxParameters, "pwlu_det: ", size(), " parameters for each channel; at most ",
+                kMaxParameters, " are possible");
     narrow_ = at::constant_pad_nd(wide_.to(at::kFloat), {0, kLanePadding}).contiguous();
     padded_ = at::constant_pad_nd(wide_, {0, kLanePadding}).contiguous();
   }
