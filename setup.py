@@ -20,9 +20,11 @@ def extensions() -> list:
         print(f"pwlu_det: building no kernels: {missing}")
         return []
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    sources = ["pwlu_cpu.cpp", "pointwise_cpu.cpp", "baseline_pwlu.cpp"]
+    sources = ["pwlu_cpu.cpp", "pointwise_cpu.cpp", "frelu_cpu.cpp", "baseline_pwlu.cpp"]
     if x86:
-        sources += [f"{name}_{ops}.cpp" for name in ("avx2", "avx512") for ops in ("pwlu", "pointwise")]
+        sources += [
+            f"{name}_{ops}.cpp" for name in ("avx2", "avx512") for ops in ("pwlu", "pointwise", "frelu")
+        ]
     return [
         CppExtension(
             NAME,
