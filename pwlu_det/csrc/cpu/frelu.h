@@ -59,11 +59,48 @@ struct Arithmetic<double> {
 // The vector with zeros from lane `count` on.
 template <typename V>
 PWLU_INLINE V first_lanes(V v, int count) {
+  using Number = decltype(v.v[0] + 0);
+  struct Ramp {
+    Number ones[2 * V::kSize] = {};
+    constexpr Ramp() {
+      for (int i = 0; i < V::kSize; ++i) ones[i] = 1;
+    }
+  };
+  static constexpr Ramp ramp;
   if (count == V::kSize) return v;
-  decltype(v.v[0] + 0) lanes[V::kSize];
-  v.store(lanes);
-  return load(lanes, count);
+  return where_positive(V::load(ramp.ones + V::kSize - count), v, V(Number(0)));
 }
+
+// The lanes of a vector that are in use, and whether there is room behind them: memory that may be read, and that
+// is still to be written, so that writing there does no harm.
+struct Lanes {
+  int count;
+  bool room;
+};
+
+template <typename T, typename V = typename Arithmetic<T>::V>
+PWLU_INLINE V load(const T* p, Lanes lanes) {
+  return lanes.count == V::kSize || lanes.room ? first_lanes(V::load(p), lanes.count) : load(p, lanes.count);
+}
+template <typename T, typename V>
+PWLU_INLINE void store(V v, T* p, Lanes lanes) {
+  return lanes.count == V::kSize || lanes.room ? v.store(p) : store(v, p, lanes.count);
+}
+
+// As the dtype has it.
+template <typename T, typename V>
+PWLU_INLINE V rounded(V v) {
+  if constexpr (std::is_same_v<T, typename Arithmetic<T>::Number>) return v;
+  T elements[V::kSize];
+  v.store(elements);
+  return V::load(elements);
+}
+
+// Pixels [begin, end) of a row. The row starts at `start` in memory, and behind `end` there is room for `room`
+// pixels.
+struct Stretch {
+  int64_t row, start, begin, end, room;
+};
 
 // One channel, or (channels last) as many as there are lanes in a vector.
 template <typename T>
@@ -84,25 +121,29 @@ struct Strip {
     return has_one_channel() ? V(*values) : V::load(values);
   }
 
-  // Calls run(at, from, count) for each vector of the pixels [begin, end) of a row: it is at `at` in a window, at
-  // `from` in memory, and `count` lanes are in use.
+  // Calls run(at, i, lanes) for each vector of a stretch: it is at `at` of the row in a window, at `i` in memory.
   template <typename F>
-  PWLU_INLINE void for_pixels(int64_t begin, int64_t end, const F& run) const {
-    const int64_t size = has_one_channel() ? V::kSize : 1, full = has_one_channel() || channels == V::kSize;
-    int64_t i = begin;
-    for (; full && i + size <= end; i += size) run(i * step(), i * stride, int(V::kSize));
-    for (; i < end; i += size) run(i * step(), i * stride, has_one_channel() ? int(end - i) : channels);
+  PWLU_INLINE void for_pixels(const Stretch& stretch, const F& run) const {
+    const int64_t size = has_one_channel() ? V::kSize : 1, start = stretch.start + channel;
+    int64_t i = stretch.begin;
+    if (has_one_channel() || channels == V::kSize) {
+      for (; i + size <= stretch.end; i += size) run(i * step(), start + i * stride, Lanes{V::kSize, true});
+    }
+    for (; i < stretch.end; i += size) {
+      const int count = has_one_channel() ? int(stretch.end - i) : channels;
+      run(i * step(), start + i * stride, Lanes{count, stretch.room >= V::kSize - count});
+    }
   }
 
-  // The same for run(at, from, count, sums), which adds to N vectors of sums; they are added to totals, by lane.
+  // The same for run(at, i, lanes, sums), which adds to N vectors of sums; they are added to totals, by lane.
   template <int N, typename F>
-  PWLU_INLINE void sum_pixels(int64_t width, double (*totals)[V::kSize], const F& run) const {
-    const int64_t part = kVectorsAtOnce * (has_one_channel() ? V::kSize : 1);
-    for (int64_t begin = 0; begin < width; begin += part) {
+  PWLU_INLINE void sum_pixels(Stretch stretch, double (*totals)[V::kSize], const F& run) const {
+    const int64_t part = kVectorsAtOnce * (has_one_channel() ? V::kSize : 1), end = stretch.end;
+    for (; stretch.begin < end; stretch.begin = stretch.end) {
+      stretch.end = std::min(end, stretch.begin + part);
       V sums[N];
       for (int n = 0; n < N; ++n) sums[n] = V(Number(0));
-      for_pixels(begin, std::min(width, begin + part),
-                 [&](int64_t at, int64_t from, int count) { run(at, from, count, sums); });
+      for_pixels(stretch, [&](int64_t at, int64_t i, Lanes lanes) { run(at, i, lanes, sums); });
       for (int n = 0; n < N; ++n) {
         Number lanes[V::kSize];
         sums[n].store(lanes);
@@ -158,28 +199,29 @@ void for_strips(const FreluBlock& block, const F& run) {
   for (int c = 0; c < block.channels; c += kSize) run(Strip<T>{c, std::min(kSize, block.channels - c), block.stride});
 }
 
-// Calls run(strip, from, pixels) for stretches of pixels that follow each other in memory, of which `from` is the
-// first: a row of each strip, or all rows of one channel.
+// Calls run(strip, stretch) for all pixels of a block: row by row, or all rows of one channel as one.
 template <typename T, typename F>
-void for_stretches(const FreluBlock& block, const F& run) {
-  const bool one_channel = block.stride == 1;
-  const int64_t rows = block.end - block.begin, at_once = one_channel ? rows : 1, pixels = at_once * block.width;
-  for (int64_t row = 0; row < rows; row += at_once) {
-    const int64_t from = (block.begin + row) * block.width * block.stride;
-    for_strips<T>(block, [&](const Strip<T>& strip) { run(strip, from + strip.channel, pixels); });
+void for_block(const FreluBlock& block, const F& run) {
+  const int64_t rows = block.end - block.begin, at_once = block.stride == 1 ? rows : 1;
+  for (int64_t row = block.begin; row < block.end; row += at_once) {
+    const Stretch stretch{row, row * block.width * block.stride, 0, at_once * block.width, 0};
+    for_strips<T>(block, [&](const Strip<T>& strip) { run(strip, stretch); });
   }
 }
 
-// Calls fill(strip, row, from) for each row of the image that the block's rows have to do with, and use(strip, row,
-// from) for the block's own as soon as the row below is filled; `from` is where the row begins in memory. All strips
-// of a row come before the next row: they share cache lines.
+// Calls fill(strip, stretch) for the rows of the image that the block's rows have to do with, and use(strip,
+// stretch) for the block's own rows as soon as the row below is filled. All strips of a row come before the next
+// row: they share cache lines.
 template <typename Strips, typename Fill, typename Use>
 PWLU_INLINE void for_rows(const FreluBlock& block, Strips& strips, const Fill& fill, const Use& use) {
-  const int64_t pitch = block.width * block.stride;
+  const auto stretch = [&](int64_t row, int64_t last) {
+    const int64_t room = block.stride == 1 ? (last - 1 - row) * block.width : 0;
+    return Stretch{row, row * block.width * block.stride, 0, block.width, room};
+  };
   for (int64_t row = block.begin - 1; row <= block.end; ++row) {
     for (auto& strip : strips) {
-      if (row >= 0 && row < block.height) fill(strip, row, row * pitch + strip.channel);
-      if (row > block.begin) use(strip, row - 1, (row - 1) * pitch + strip.channel);
+      if (row >= 0 && row < block.height) fill(strip, stretch(row, block.height));
+      if (row > block.begin) use(strip, stretch(row - 1, block.end));
     }
   }
 }
@@ -241,20 +283,20 @@ struct Frelu {
     double totals[2][V::kSize] = {};
 
     ForwardStrip(const Strip<T>& strip, const FreluBlock& block) : Strip<T>(strip), window(strip, block) {}
-    void fill(int64_t row, const T* x, int64_t width) {
-      Number* to = window[row];
-      this->for_pixels(0, width, [&](int64_t at, int64_t i, int count) { load(x + i, count).store(to + at); });
+    void fill(const Stretch& stretch, const T* x) {
+      Number* to = window[stretch.row];
+      this->for_pixels(stretch, [&](int64_t at, int64_t i, Lanes lanes) { load(x + i, lanes).store(to + at); });
     }
   };
 
   static void inference(const T* x, T* y, const FreluBlock& block, const ChannelParameters& p) {
     auto strips = strips_of<ForwardStrip>(block);
-    const auto fill = [&](ForwardStrip& s, int64_t row, int64_t from) { s.fill(row, x + from, block.width); };
-    for_rows(block, strips, fill, [&](ForwardStrip& s, int64_t row, int64_t from) {
-      const auto taps = s.window.around(row);
-      const Filter<T> filter(s, p);
-      s.for_pixels(0, block.width, [&](int64_t at, int64_t i, int count) {
-        store(max(taps.get(4, at), filter.convolve(taps, at)), y + from + i, count);
+    const auto fill = [&](ForwardStrip& strip, const Stretch& stretch) { strip.fill(stretch, x); };
+    for_rows(block, strips, fill, [&](ForwardStrip& strip, const Stretch& stretch) {
+      const auto taps = strip.window.around(stretch.row);
+      const Filter<T> filter(strip, p);
+      strip.for_pixels(stretch, [&](int64_t at, int64_t i, Lanes lanes) {
+        store(max(taps.get(4, at), filter.convolve(taps, at)), y + i, lanes);
       });
     });
   }
@@ -262,27 +304,26 @@ struct Frelu {
   // Adds sums of conv - shift, and of its squares, to sums: [channels, 2].
   static void convolve(const T* x, T* conv, const FreluBlock& block, const ChannelParameters& p, double* sums) {
     auto strips = strips_of<ForwardStrip>(block);
-    const auto fill = [&](ForwardStrip& s, int64_t row, int64_t from) { s.fill(row, x + from, block.width); };
-    for_rows(block, strips, fill, [&](ForwardStrip& s, int64_t row, int64_t from) {
-      const auto taps = s.window.around(row);
-      const Filter<T> filter(s, p);
-      const V shift = s.parameter(p, pwlu::kShift);
-      s.template sum_pixels<2>(block.width, s.totals, [&](int64_t at, int64_t i, int count, V* own) {
-        T* to = conv + from + i;
-        store(filter.convolve(taps, at), to, count);
-        const V shifted = first_lanes(load(to, count) - shift, count);  // as the dtype has it
+    const auto fill = [&](ForwardStrip& strip, const Stretch& stretch) { strip.fill(stretch, x); };
+    for_rows(block, strips, fill, [&](ForwardStrip& strip, const Stretch& stretch) {
+      const auto taps = strip.window.around(stretch.row);
+      const Filter<T> filter(strip, p);
+      const V shift = strip.parameter(p, pwlu::kShift);
+      strip.template sum_pixels<2>(stretch, strip.totals, [&](int64_t at, int64_t i, Lanes lanes, V* own) {
+        const V value = rounded<T>(filter.convolve(taps, at)), shifted = first_lanes(value - shift, lanes.count);
+        store(value, conv + i, lanes);
         own[0] = own[0] + shifted;
         own[1] = fma(shifted, shifted, own[1]);
       });
     });
-    for (const auto& s : strips) s.template add_totals<2>(s.totals, sums);
+    for (const auto& strip : strips) strip.template add_totals<2>(strip.totals, sums);
   }
 
   static void normalise(const T* x, const T* conv, T* y, const FreluBlock& block, const ChannelParameters& p) {
-    for_stretches<T>(block, [&](const Strip<T>& strip, int64_t from, int64_t pixels) {
+    for_block<T>(block, [&](const Strip<T>& strip, const Stretch& stretch) {
       const BatchNorm<T> norm(strip, p);
-      strip.for_pixels(0, pixels, [&](int64_t, int64_t i, int count) {
-        store(max(load(x + from + i, count), norm.rival(load(conv + from + i, count))), y + from + i, count);
+      strip.for_pixels(stretch, [&](int64_t, int64_t i, Lanes lanes) {
+        store(max(load(x + i, lanes), norm.rival(load(conv + i, lanes))), y + i, lanes);
       });
     });
   }
@@ -290,12 +331,12 @@ struct Frelu {
   // Adds sums of the norm's gradient g, and of g * (conv - mean), to sums: [channels, 2].
   static void norm_sums(const T* grad, const T* x, const T* conv, const FreluBlock& block, const ChannelParameters& p,
                         double* sums) {
-    for_stretches<T>(block, [&](const Strip<T>& strip, int64_t from, int64_t pixels) {
+    for_block<T>(block, [&](const Strip<T>& strip, const Stretch& stretch) {
       const BatchNorm<T> norm(strip, p);
       double totals[2][V::kSize] = {};
-      strip.template sum_pixels<2>(pixels, totals, [&](int64_t, int64_t i, int count, V* own) {
-        const V kept = load(conv + from + i, count), lead = norm.rival(kept) - load(x + from + i, count);
-        const V g = where_positive(lead, load(grad + from + i, count), V(Number(0)));
+      strip.template sum_pixels<2>(stretch, totals, [&](int64_t, int64_t i, Lanes lanes, V* own) {
+        const V kept = load(conv + i, lanes), lead = norm.rival(kept) - load(x + i, lanes);
+        const V g = where_positive(lead, load(grad + i, lanes), V(Number(0)));
         own[0] = own[0] + g;
         own[1] = fma(g, kept - norm.mean, own[1]);
       });
@@ -310,12 +351,12 @@ struct Frelu {
     BackwardStrip(const Strip<T>& strip, const FreluBlock& block)
         : Strip<T>(strip), to_conv(strip, block), to_x(strip, block) {}
     template <typename Norm>
-    void fill(int64_t row, const T* grad, const T* x, const T* kept, int64_t width, const Norm& norm) {
-      Number *by_conv = to_conv[row], *by_x = to_x[row];
+    void fill(const Stretch& stretch, const T* grad, const T* x, const T* kept, const Norm& norm) {
+      Number *by_conv = to_conv[stretch.row], *by_x = to_x[stretch.row];
       const V zero(Number(0));
-      this->for_pixels(0, width, [&](int64_t at, int64_t i, int count) {
-        const V own = load(kept + i, count), lead = norm.rival(own) - load(x + i, count), g = load(grad + i, count);
-        first_lanes(norm.to_conv(where_positive(lead, g, zero), own), count).store(by_conv + at);
+      this->for_pixels(stretch, [&](int64_t at, int64_t i, Lanes lanes) {
+        const V own = load(kept + i, lanes), lead = norm.rival(own) - load(x + i, lanes), g = load(grad + i, lanes);
+        first_lanes(norm.to_conv(where_positive(lead, g, zero), own), lanes.count).store(by_conv + at);
         where_positive(lead, zero, g).store(by_x + at);
       });
     }
@@ -327,24 +368,24 @@ struct Frelu {
   static void backward(const T* grad, const T* x, const T* kept, T* grad_x, const FreluBlock& block,
                        const ChannelParameters& p, double* sums) {
     auto strips = strips_of<BackwardStrip>(block);
-    const auto fill = [&](BackwardStrip& s, int64_t row, int64_t from) {
-      s.fill(row, grad + from, x + from, kept + from, block.width, Norm(s, p));
+    const auto fill = [&](BackwardStrip& strip, const Stretch& stretch) {
+      strip.fill(stretch, grad, x, kept, Norm(strip, p));
     };
-    for_rows(block, strips, fill, [&](BackwardStrip& s, int64_t row, int64_t from) {
-      const auto taps = s.to_conv.around(row);
-      const Number* to_x = s.to_x[row];
-      const Filter<T> filter(s, p);
-      s.for_pixels(0, block.width, [&](int64_t at, int64_t i, int count) {
-        store(filter.transposed(taps, at, V::load(to_x + at)), grad_x + from + i, count);
+    for_rows(block, strips, fill, [&](BackwardStrip& strip, const Stretch& stretch) {
+      const auto taps = strip.to_conv.around(stretch.row);
+      const Number* to_x = strip.to_x[stretch.row];
+      const Filter<T> filter(strip, p);
+      strip.for_pixels(stretch, [&](int64_t at, int64_t i, Lanes lanes) {
+        store(filter.transposed(taps, at, V::load(to_x + at)), grad_x + i, lanes);
       });
-      s.template sum_pixels<10>(block.width, s.totals, [&](int64_t at, int64_t i, int count, V* own) {
-        const V xv = load(x + from + i, count);
+      strip.template sum_pixels<10>(stretch, strip.totals, [&](int64_t at, int64_t i, Lanes lanes, V* own) {
+        const V xv = load(x + i, lanes);
 #pragma GCC unroll 9
         for (int k = 0; k < 9; ++k) own[k] = fma(xv, taps.get(8 - k, at), own[k]);
         own[9] = own[9] + taps.get(4, at);
       });
     });
-    for (const auto& s : strips) s.template add_totals<10>(s.totals, sums);
+    for (const auto& strip : strips) strip.template add_totals<10>(strip.totals, sums);
   }
 
  private:
