@@ -42,23 +42,37 @@ PWLU_INLINE Double load(const double* p, int count) {
 }
 PWLU_INLINE void store(Double v, double* p, int count) { std::memcpy(p, &v, count * sizeof(double)); }
 
+struct SumsOfDoubles {  // with the interface of DoubleSums
+  Double shift, sum{0.0}, square{0.0};
+  explicit SumsOfDoubles(const double* shifts) : shift(Double::load(shifts)) {}
+  void add(Double a) {
+    sum = sum + (a - shift);
+    square = fma(a - shift, a - shift, square);
+  }
+  void store(pwlu::ShiftedSums* lanes) const {
+    for (int i = 0; i < Double::kSize; ++i) lanes[i] = {sum.v[i], square.v[i]};
+  }
+};
+
 // What elements of type T are computed in.
 template <typename T>
 struct Arithmetic {
   using Number = float;
   using V = Vec;
+  using Sums = DoubleSums;
   static const float* of(const ChannelParameters& p) { return p.narrow; }
 };
 template <>
 struct Arithmetic<double> {
   using Number = double;
   using V = Double;
+  using Sums = SumsOfDoubles;
   static const double* of(const ChannelParameters& p) { return p.wide; }
 };
 
-// The vector with zeros from lane `count` on.
+// v, and from lane `count` on the rest.
 template <typename V>
-PWLU_INLINE V first_lanes(V v, int count) {
+PWLU_INLINE V first_lanes(V v, int count, V rest = V(0.0f)) {
   using Number = decltype(v.v[0] + 0);
   struct Ramp {
     Number ones[2 * V::kSize] = {};
@@ -68,7 +82,7 @@ PWLU_INLINE V first_lanes(V v, int count) {
   };
   static constexpr Ramp ramp;
   if (count == V::kSize) return v;
-  return where_positive(V::load(ramp.ones + V::kSize - count), v, V(Number(0)));
+  return where_positive(V::load(ramp.ones + V::kSize - count), v, rest);
 }
 
 // The lanes of a vector that are in use, and whether there is room behind them: memory that may be read, and that
@@ -309,12 +323,20 @@ struct Frelu {
       const auto taps = strip.window.around(stretch.row);
       const Filter<T> filter(strip, p);
       const V shift = strip.parameter(p, pwlu::kShift);
-      strip.template sum_pixels<2>(stretch, strip.totals, [&](int64_t at, int64_t i, Lanes lanes, V* own) {
-        const V value = rounded<T>(filter.convolve(taps, at)), shifted = first_lanes(value - shift, lanes.count);
+      double shifts[V::kSize];
+      for (int lane = 0; lane < V::kSize; ++lane) shifts[lane] = shift.v[lane];
+      typename Arithmetic<T>::Sums own(shifts);
+      strip.for_pixels(stretch, [&](int64_t at, int64_t i, Lanes lanes) {
+        const V value = rounded<T>(filter.convolve(taps, at));
         store(value, conv + i, lanes);
-        own[0] = own[0] + shifted;
-        own[1] = fma(shifted, shifted, own[1]);
+        own.add(first_lanes(value, lanes.count, shift));  // what is not in use adds nothing
       });
+      pwlu::ShiftedSums by_lane[V::kSize];
+      own.store(by_lane);
+      for (int lane = 0; lane < V::kSize; ++lane) {
+        strip.totals[0][lane] += by_lane[lane].sum;
+        strip.totals[1][lane] += by_lane[lane].square;
+      }
     });
     for (const auto& strip : strips) strip.template add_totals<2>(strip.totals, sums);
   }
