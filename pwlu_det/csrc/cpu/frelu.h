@@ -186,7 +186,8 @@ class Window {
   Window(const Strip<T>& strip, const FreluBlock& block)
       : step_(strip.step()),
         height_(block.height),
-        pitch_(block.width * step_ + 2 * V::kSize),  // a pixel and more on both sides, up to a whole vector
+        // a pixel and more on both sides, up to a whole vector
+        pitch_((block.right - block.left) * step_ + 2 * V::kSize),
         numbers_(4 * pitch_) {}
 
   Number* operator[](int64_t row) {
@@ -213,29 +214,33 @@ void for_strips(const FreluBlock& block, const F& run) {
   for (int c = 0; c < block.channels; c += kSize) run(Strip<T>{c, std::min(kSize, block.channels - c), block.stride});
 }
 
+inline int64_t start_of(const FreluBlock& block, int64_t row) {
+  return (row * block.width + block.left) * block.stride;
+}
+
 // Calls run(strip, stretch) for all pixels of a block: row by row, or all rows of one channel as one.
 template <typename T, typename F>
 void for_block(const FreluBlock& block, const F& run) {
   const int64_t rows = block.end - block.begin, at_once = block.stride == 1 ? rows : 1;
   for (int64_t row = block.begin; row < block.end; row += at_once) {
-    const Stretch stretch{row, row * block.width * block.stride, 0, at_once * block.width, 0};
+    const Stretch stretch{row, start_of(block, row), 0, at_once * (block.right - block.left), 0};
     for_strips<T>(block, [&](const Strip<T>& strip) { run(strip, stretch); });
   }
 }
 
-// Calls fill(strip, stretch) for the rows of the image that the block's rows have to do with, and use(strip,
-// stretch) for the block's own rows as soon as the row below is filled. All strips of a row come before the next
-// row: they share cache lines.
+// Calls fill(strip, stretch) for all pixels of the image that the block's have to do with, and use(strip, stretch)
+// for each row of the block as soon as the row below is filled. All strips of a row come before the next row: they
+// share cache lines.
 template <typename Strips, typename Fill, typename Use>
 PWLU_INLINE void for_rows(const FreluBlock& block, Strips& strips, const Fill& fill, const Use& use) {
-  const auto stretch = [&](int64_t row, int64_t last) {
-    const int64_t room = block.stride == 1 ? (last - 1 - row) * block.width : 0;
-    return Stretch{row, row * block.width * block.stride, 0, block.width, room};
-  };
+  const int64_t columns = block.right - block.left, before = block.left > 0, behind = block.right < block.width;
+  const auto room = [&](int64_t row, int64_t last) { return block.stride == 1 ? (last - 1 - row) * block.width : 0; };
   for (int64_t row = block.begin - 1; row <= block.end; ++row) {
+    const Stretch below{row, start_of(block, row), -before, columns + behind, room(row, block.height)};
+    const Stretch own{row - 1, start_of(block, row - 1), 0, columns, room(row - 1, block.end)};
     for (auto& strip : strips) {
-      if (row >= 0 && row < block.height) fill(strip, stretch(row, block.height));
-      if (row > block.begin) use(strip, stretch(row - 1, block.end));
+      if (row >= 0 && row < block.height) fill(strip, below);
+      if (row > block.begin) use(strip, own);
     }
   }
 }

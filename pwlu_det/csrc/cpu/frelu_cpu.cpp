@@ -13,8 +13,9 @@
 namespace pwlu {
 namespace {
 
-// Channels last: how many neighbouring channels are worked on together.
-constexpr int64_t kChannelsAtOnce = 64;
+// Channels last: how many neighbouring channels are worked on together, and columns at most: three rows of the
+// tensors and of what is computed from them stay in the second cache.
+constexpr int64_t kChannelsAtOnce = 64, kColumnsAtOnce = 84;
 // A block has about as many elements, and not fewer rows: above and below it has one more row to do again.
 constexpr int64_t kBlockSize = 1 << 18, kBlockRows = 16;
 
@@ -78,11 +79,18 @@ struct Work {
     const int64_t stride = channels_last ? channels : 1;
     for (int64_t c = first; c < last; c += step()) {
       const int count = int(std::min(step(), last - c));
-      const int64_t rows = std::max(kBlockRows, kBlockSize / (width * count));
+      const int64_t parts = channels_last ? (width + kColumnsAtOnce - 1) / kColumnsAtOnce : 1;
+      const int64_t columns = (width + parts - 1) / parts;
+      const int64_t rows = std::max(kBlockRows, kBlockSize / (columns * count));
       for (int64_t b = 0; b < batch; ++b) {
         const int64_t offset = b * channels * height * width + c * (channels_last ? 1 : height * width);
         for (int64_t begin = 0; begin < height; begin += rows) {
-          all.push_back({c, offset, {height, width, begin, std::min(height, begin + rows), stride, count}});
+          for (int64_t left = 0; left < width; left += columns) {
+            all.push_back({c,
+                           offset,
+                           {height, width, begin, std::min(height, begin + rows), left,
+                            std::min(width, left + columns), stride, count}});
+          }
         }
       }
     }

@@ -98,10 +98,11 @@ struct AllPointwise {
   PointwiseKernels prelu, swish, acon_b, acon_c, meta_acon_pixel, apl_3, apl, pau, srelu, mixture, slaf;
 };
 
-// A part of an image for Funnel ReLU: rows [begin, end) of one channel (stride 1), or of channels that lie side by
-// side. Pointers are to the first pixel of the image and its first such channel.
+// A part of an image for Funnel ReLU: rows [begin, end) of one channel (stride 1, and all columns), or their columns
+// [left, right) of channels that lie side by side. Pointers are to the first pixel of the image and its first such
+// channel.
 struct FreluBlock {
-  int64_t height, width, begin, end;
+  int64_t height, width, begin, end, left, right;
   int64_t stride;  // from pixel to pixel
   int channels;
 };
