@@ -34,9 +34,10 @@ class Unavailable(Exception):
 
 def cpu_extension():
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    sources = ["pwlu_cpu.cpp", "pointwise_cpu.cpp", "baseline_pwlu.cpp"]
+    ops = ("pwlu", "pointwise", "frelu")
+    sources = [*(f"{op}_cpu.cpp" for op in ops), "baseline_pwlu.cpp"]
     if x86:
-        sources += [f"{name}_{ops}.cpp" for name in ("avx2", "avx512") for ops in ("pwlu", "pointwise")]
+        sources += [f"{name}_{op}.cpp" for name in ("avx2", "avx512") for op in ops]
     return cpp_extension.CppExtension(
         CPU,
         [f"pwlu_det/csrc/cpu/{source}" for source in sources],

@@ -28,7 +28,7 @@ print("passed")
 """
 
 
-ALL_OF_CPU = re.compile(r'sources = \["pwlu_cpu.cpp".*?\]\n    if x86:\n', re.DOTALL)
+ALL_OF_CPU = re.compile(r'sources = \[[^]]*"baseline_pwlu.cpp"\]\n    if x86:\n')
 
 
 def build(folder, **environment):

@@ -17,6 +17,7 @@ struct AllKernels {
   const char* name;
   const PwluKernels& pwlu;
   const AllPointwise* pointwise;  // or none: plain torch has vectors of its own
+  const FreluKernels* frelu;      // likewise
 };
 
 #ifdef PWLU_X86
@@ -35,10 +36,11 @@ AllKernels choose_kernels() {
 #ifdef PWLU_X86
   const char* variable = std::getenv("PWLU_DET_CPU_KERNELS");
   const std::string most = variable ? variable : "avx512";
-  if (has_avx512() && most == "avx512") return {"avx512", avx512_pwlu(), &avx512_pointwise()};
-  if (has_avx2() && (most == "avx512" || most == "avx2")) return {"avx2", avx2_pwlu(), &avx2_pointwise()};
+  if (has_avx512() && most == "avx512") return {"avx512", avx512_pwlu(), &avx512_pointwise(), &avx512_frelu()};
+  if (has_avx2() && (most == "avx512" || most == "avx2"))
+    return {"avx2", avx2_pwlu(), &avx2_pointwise(), &avx2_frelu()};
 #endif
-  return {"baseline", baseline_pwlu(), nullptr};
+  return {"baseline", baseline_pwlu(), nullptr, nullptr};
 }
 
 const AllKernels& kernels() {

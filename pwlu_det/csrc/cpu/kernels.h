@@ -101,6 +101,43 @@ struct AllPointwise {
   PointwiseKernels prelu, swish, acon_b, acon_c, meta_acon_pixel, apl_3, apl, pau, srelu, mixture, slaf;
 };
 
+// A part of an image for Funnel ReLU: rows [begin, end) of one channel (stride 1, and all columns), or their columns
+// [left, right) of channels that lie side by side. Pointers are to the first pixel of the image and its first such
+// channel.
+struct FreluBlock {
+  int64_t height, width, begin, end, left, right;
+  int64_t stride;  // from pixel to pixel
+  int channels;
+};
+
+// The parameters of a channel, in this order; a kernel reads those that concern it. The normalised value is
+// (conv - mean) * scale + beta, and the convolution's gradient scale * g + slope * (conv - mean) + offset.
+enum FreluParameter { kWeight, kBias = 9, kShift, kMean, kScale, kBeta, kSlope, kOffset, kFreluParameters };
+
+// Funnel ReLU for elements of type T. What is in `sums` is added to.
+template <typename T>
+struct FreluDtype {
+  using Backward = void (*)(const T* grad, const T* x, const T* kept, T* grad_x, const FreluBlock& block,
+                            const ChannelParameters& p, double* sums);
+
+  void (*inference)(const T* x, T* y, const FreluBlock& block, const ChannelParameters& p);
+  Backward inference_backward;  // y is kept; sums are the gradients of weight and bias, [channels, 10]
+  // sums of conv - shift and of its square, [channels, 2]
+  void (*convolve)(const T* x, T* conv, const FreluBlock& block, const ChannelParameters& p, double* sums);
+  void (*normalise)(const T* x, const T* conv, T* y, const FreluBlock& block, const ChannelParameters& p);
+  // sums of g and of g * (conv - mean), [channels, 2], where g is the gradient of the normalised value
+  void (*norm_sums)(const T* grad, const T* x, const T* conv, const FreluBlock& block, const ChannelParameters& p,
+                    double* sums);
+  Backward backward;  // the convolution's output is kept; sums as above
+};
+
+struct FreluKernels {
+  FreluDtype<float> f32;
+  FreluDtype<BFloat16> bf16;
+  FreluDtype<Half> f16;
+  FreluDtype<double> f64;
+};
+
 struct PwluKernels {
   DtypeKernels<float, float> f32;
   DtypeKernels<BFloat16, float> bf16;
@@ -112,6 +149,8 @@ const PwluKernels& avx512_pwlu();  // these on x86-64 alone
 const PwluKernels& avx2_pwlu();
 const AllPointwise& avx512_pointwise();
 const AllPointwise& avx2_pointwise();
+const FreluKernels& avx512_frelu();
+const FreluKernels& avx2_frelu();
 const PwluKernels& baseline_pwlu();
 
 }  // namespace pwlu

@@ -1,0 +1,248 @@
+// How Funnel ReLU's kernels go over an image.
+//
+// A vector's lanes are neighbours in a row of one channel, or (channels last) channels of one pixel. Rows come as
+// numbers that are computed with, with zeros around the image, into a window of three: there the pixels to the left
+// and right are one element, or one vector, away. So one code does for both layouts, all dtypes and all borders.
+#pragma once
+
+#include "vectors.h"
+
+namespace {
+
+using pwlu::ChannelParameters;
+using pwlu::FreluBlock;
+
+// Four doubles with as much of the interface of Vec as is needed here.
+struct Double {
+  typedef double Lanes __attribute__((vector_size(32)));
+  static constexpr int kSize = 4;
+  Lanes v;
+
+  Double() = default;
+  Double(Lanes v) : v(v) {}
+  explicit Double(double x) : v{x, x, x, x} {}
+  static Double load(const double* p) {
+    Lanes v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  void store(double* p) const { std::memcpy(p, &v, sizeof v); }
+};
+
+PWLU_INLINE Double operator+(Double a, Double b) { return a.v + b.v; }
+PWLU_INLINE Double operator-(Double a, Double b) { return a.v - b.v; }
+PWLU_INLINE Double fma(Double a, Double b, Double c) { return a.v * b.v + c.v; }
+PWLU_INLINE Double max(Double a, Double b) { return a.v > b.v ? a.v : b.v; }  // b where either is NaN
+PWLU_INLINE Double where_positive(Double condition, Double a, Double b) { return condition.v > 0 ? a.v : b.v; }
+
+PWLU_INLINE Double load(const double* p, int count) {
+  double padded[Double::kSize] = {};
+  std::memcpy(padded, p, count * sizeof(double));
+  return Double::load(padded);
+}
+PWLU_INLINE void store(Double v, double* p, int count) { std::memcpy(p, &v, count * sizeof(double)); }
+
+struct SumsOfDoubles {  // with the interface of DoubleSums
+  Double shift, sum{0.0}, square{0.0};
+  explicit SumsOfDoubles(const double* shifts) : shift(Double::load(shifts)) {}
+  void add(Double a) {
+    sum = sum + (a - shift);
+    square = fma(a - shift, a - shift, square);
+  }
+  void store(pwlu::ShiftedSums* lanes) const {
+    for (int i = 0; i < Double::kSize; ++i) lanes[i] = {sum.v[i], square.v[i]};
+  }
+};
+
+// What elements of type T are computed in.
+template <typename T>
+struct Arithmetic {
+  using Number = float;
+  using V = Vec;
+  using Sums = DoubleSums;
+  static const float* of(const ChannelParameters& p) { return p.narrow; }
+};
+template <>
+struct Arithmetic<double> {
+  using Number = double;
+  using V = Double;
+  using Sums = SumsOfDoubles;
+  static const double* of(const ChannelParameters& p) { return p.wide; }
+};
+
+// v, and from lane `count` on the rest.
+template <typename V>
+PWLU_INLINE V first_lanes(V v, int count, V rest = V(0.0f)) {
+  using Number = decltype(v.v[0] + 0);
+  struct Ramp {
+    Number ones[2 * V::kSize] = {};
+    constexpr Ramp() {
+      for (int i = 0; i < V::kSize; ++i) ones[i] = 1;
+    }
+  };
+  static constexpr Ramp ramp;
+  if (count == V::kSize) return v;
+  return where_positive(V::load(ramp.ones + V::kSize - count), v, rest);
+}
+
+// The lanes of a vector that are in use, and whether there is room behind them: memory that may be read, and that
+// is still to be written, so that writing there does no harm.
+struct Lanes {
+  int count;
+  bool room;
+};
+
+template <typename T, typename V = typename Arithmetic<T>::V>
+PWLU_INLINE V load(const T* p, Lanes lanes) {
+  return lanes.count == V::kSize || lanes.room ? first_lanes(V::load(p), lanes.count) : load(p, lanes.count);
+}
+template <typename T, typename V>
+PWLU_INLINE void store(V v, T* p, Lanes lanes) {
+  return lanes.count == V::kSize || lanes.room ? v.store(p) : store(v, p, lanes.count);
+}
+
+// As the dtype has it.
+template <typename T, typename V>
+PWLU_INLINE V rounded(V v) {
+  if constexpr (std::is_same_v<T, typename Arithmetic<T>::Number>) return v;
+  T elements[V::kSize];
+  v.store(elements);
+  return V::load(elements);
+}
+
+// Pixels [begin, end) of a row. The row starts at `start` in memory, and behind `end` there is room for `room`
+// pixels.
+struct Stretch {
+  int64_t row, start, begin, end, room;
+};
+
+// One channel, or (channels last) as many as there are lanes in a vector.
+template <typename T>
+struct Strip {
+  using Number = typename Arithmetic<T>::Number;
+  using V = typename Arithmetic<T>::V;
+  static constexpr int64_t kVectorsAtOnce = 128;  // a sum runs over in its own type, before it is added up in double
+
+  int channel;     // the first of them, within the block
+  int channels;    // in use
+  int64_t stride;  // from pixel to pixel in memory; 1 means one channel
+
+  bool has_one_channel() const { return stride == 1; }
+  int64_t step() const { return has_one_channel() ? 1 : V::kSize; }  // from pixel to pixel in a window
+
+  V parameter(const ChannelParameters& p, int row) const {
+    const Number* values = Arithmetic<T>::of(p) + row * p.stride + channel;
+    return has_one_channel() ? V(*values) : V::load(values);
+  }
+
+  // Calls run(at, i, lanes) for each vector of a stretch: it is at `at` of the row in a window, at `i` in memory.
+  template <typename F>
+  PWLU_INLINE void for_pixels(const Stretch& stretch, const F& run) const {
+    const int64_t size = has_one_channel() ? V::kSize : 1, start = stretch.start + channel;
+    int64_t i = stretch.begin;
+    if (has_one_channel() || channels == V::kSize) {
+      for (; i + size <= stretch.end; i += size) run(i * step(), start + i * stride, Lanes{V::kSize, true});
+    }
+    for (; i < stretch.end; i += size) {
+      const int count = has_one_channel() ? int(stretch.end - i) : channels;
+      run(i * step(), start + i * stride, Lanes{count, stretch.room >= V::kSize - count});
+    }
+  }
+
+  // The same for run(at, i, lanes, sums), which adds to N vectors of sums; they are added to totals, by lane.
+  template <int N, typename F>
+  PWLU_INLINE void sum_pixels(Stretch stretch, double (*totals)[V::kSize], const F& run) const {
+    const int64_t part = kVectorsAtOnce * (has_one_channel() ? V::kSize : 1), end = stretch.end;
+    for (; stretch.begin < end; stretch.begin = stretch.end) {
+      stretch.end = std::min(end, stretch.begin + part);
+      V sums[N];
+      for (int n = 0; n < N; ++n) sums[n] = V(Number(0));
+      for_pixels(stretch, [&](int64_t at, int64_t i, Lanes lanes) { run(at, i, lanes, sums); });
+      for (int n = 0; n < N; ++n) {
+        Number lanes[V::kSize];
+        sums[n].store(lanes);
+        for (int lane = 0; lane < V::kSize; ++lane) totals[n][lane] += lanes[lane];
+      }
+    }
+  }
+
+  // Adds the totals of N sums to those of the block: [channels, N].
+  template <int N>
+  void add_totals(const double (*totals)[V::kSize], double* sums) const {
+    for (int lane = 0; lane < (has_one_channel() ? V::kSize : channels); ++lane) {
+      double* own = sums + (has_one_channel() ? 0 : channel + lane) * N;
+      for (int n = 0; n < N; ++n) own[n] += totals[n][lane];
+    }
+  }
+};
+
+// The last three rows of a strip.
+template <typename T>
+class Window {
+ public:
+  using Number = typename Arithmetic<T>::Number;
+  using V = typename Arithmetic<T>::V;
+
+  Window(const Strip<T>& strip, const FreluBlock& block)
+      : step_(strip.step()),
+        height_(block.height),
+        // a pixel and more on both sides, up to a whole vector
+        pitch_((block.right - block.left) * step_ + 2 * V::kSize),
+        numbers_(4 * pitch_) {}
+
+  Number* operator[](int64_t row) {
+    const int64_t slot = row < 0 || row >= height_ ? 3 : row % 3;  // the fourth is zeros
+    return numbers_.data() + slot * pitch_ + V::kSize;
+  }
+
+  // The 3x3 pixels around those at `at` of a row.
+  struct Taps {
+    const Number* rows[3];
+    int64_t step;
+    PWLU_INLINE V get(int k, int64_t at) const { return V::load(rows[k / 3] + at + (k % 3 - 1) * step); }
+  };
+  Taps around(int64_t row) { return {{(*this)[row - 1], (*this)[row], (*this)[row + 1]}, step_}; }
+
+ private:
+  int64_t step_, height_, pitch_;
+  std::vector<Number> numbers_;
+};
+
+template <typename T, typename F>
+void for_strips(const FreluBlock& block, const F& run) {
+  constexpr int kSize = Arithmetic<T>::V::kSize;
+  for (int c = 0; c < block.channels; c += kSize) run(Strip<T>{c, std::min(kSize, block.channels - c), block.stride});
+}
+
+inline int64_t start_of(const FreluBlock& block, int64_t row) {
+  return (row * block.width + block.left) * block.stride;
+}
+
+// Calls run(strip, stretch) for all pixels of a block: row by row, or all rows of one channel as one.
+template <typename T, typename F>
+void for_block(const FreluBlock& block, const F& run) {
+  const int64_t rows = block.end - block.begin, at_once = block.stride == 1 ? rows : 1;
+  for (int64_t row = block.begin; row < block.end; row += at_once) {
+    const Stretch stretch{row, start_of(block, row), 0, at_once * (block.right - block.left), 0};
+    for_strips<T>(block, [&](const Strip<T>& strip) { run(strip, stretch); });
+  }
+}
+
+// Calls fill(strip, stretch) for all pixels of the image that the block's have to do with, and use(strip, stretch)
+// for each row of the block as soon as the row below is filled. All strips of a row come before the next row: they
+// share cache lines.
+template <typename Strips, typename Fill, typename Use>
+PWLU_INLINE void for_rows(const FreluBlock& block, Strips& strips, const Fill& fill, const Use& use) {
+  const int64_t columns = block.right - block.left, before = block.left > 0, behind = block.right < block.width;
+  const auto room = [&](int64_t row, int64_t last) { return block.stride == 1 ? (last - 1 - row) * block.width : 0; };
+  for (int64_t row = block.begin - 1; row <= block.end; ++row) {
+    const Stretch below{row, start_of(block, row), -before, columns + behind, room(row, block.height)};
+    const Stretch own{row - 1, start_of(block, row - 1), 0, columns, room(row - 1, block.end)};
+    for (auto& strip : strips) {
+      if (row >= 0 && row < block.height) fill(strip, below);
+      if (row > block.begin) use(strip, own);
+    }
+  }
+}
+
+}  // namespace
