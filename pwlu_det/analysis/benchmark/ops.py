@@ -60,6 +60,8 @@ def builders(setting: Setting) -> dict[str, Callable[[int], nn.Module]]:
         "torch.prelu": lambda num_channels: nn.PReLU(num_channels).to(setting.dtype),
     }
     for name, family in ACTIVATIONS.items():
+        if family.unfit:  # to stand where ReLU does
+            continue
         table[name] = partial(family.module, num_intervals=n) if family.module is PWLU else family.module
     table["pwlu:fallback"] = partial(_PWLUBy, _Fallback.apply, num_intervals=n)
     table["pwlu:plain-torch"] = partial(_PWLUBy, plain_pwlu, num_intervals=n)
