@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <string>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -48,39 +49,22 @@ const AllKernels& kernels() {
   return chosen;
 }
 
-// What a torch dtype is in the kernels: the type of an element, and the arithmetic.
+// What elements of type T are computed in, and their kernels out of those for all dtypes.
 template <typename T>
-struct Dtype;
-template <>
-struct Dtype<float> {
-  using Compute = float;
+struct Dtype {
+  using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
   template <typename K>
   static const auto& of(const K& kernels) {
-    return kernels.f32;
-  }
-};
-template <>
-struct Dtype<BFloat16> {
-  using Compute = float;
-  template <typename K>
-  static const auto& of(const K& kernels) {
-    return kernels.bf16;
-  }
-};
-template <>
-struct Dtype<Half> {
-  using Compute = float;
-  template <typename K>
-  static const auto& of(const K& kernels) {
-    return kernels.f16;
-  }
-};
-template <>
-struct Dtype<double> {
-  using Compute = double;
-  template <typename K>
-  static const auto& of(const K& kernels) {
-    return kernels.f64;
+    if constexpr (std::is_same_v<T, float>) {
+      return kernels.f32;
+    } else if constexpr (std::is_same_v<T, BFloat16>) {
+      return kernels.bf16;
+    } else if constexpr (std::is_same_v<T, Half>) {
+      return kernels.f16;
+    } else {
+      return kernels.f64;
+    }
   }
 };
 

@@ -60,7 +60,7 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
     const auto* incoming = static_cast<const T*>(g.const_data_ptr());
     auto* to = static_cast<T*>(grad_x.mutable_data_ptr());
     // Amounts, then moments.
-    const auto sums = sum_by_channel<double>(layout, count, 2 * bins, [&](const Item& item, double* own) {
+    auto sums = sum_by_channel<double>(layout, count, 2 * bins, [&](const Item& item, double* own) {
       Moments moments[kBlockChannels];
       for (int c = 0; c < item.num_channels; ++c) moments[c] = {own + c * 2 * bins, own + (c * 2 + 1) * bins};
       if (layout.channels_last) {
@@ -74,7 +74,7 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
       });
     });
     for (int64_t c = 0; c < count; ++c) {
-      double* amount = const_cast<double*>(sums.data()) + c * 2 * bins;
+      double* amount = sums.data() + c * 2 * bins;
       finish_gradients(functions[c], Moments{amount, amount + bins}, grad_points.data_ptr<double>() + c * num_points,
                        grad_others.data_ptr<double>() + c * 4);
     }
