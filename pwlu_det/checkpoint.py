@@ -1,12 +1,22 @@
-"""Checkpoints that are read without running code from the file."""
+"""Checkpoints that are always whole, and are read without running code from the file."""
 
 from __future__ import annotations
 
+import glob
+import logging
+import os
 import pickle
+import zipfile
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+
+from pwlu_det.config import ConfigError
+from pwlu_det.files import atomic_save, atomic_writer
+
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 _ADMITTED = {
     ("collections", "OrderedDict"),
@@ -27,13 +37,63 @@ class Checkpointer(DetectionCheckpointer):
 
     Attributes:
         incompatible: missing, unexpected and wrongly shaped keys of the last loading.
+        resumed: the checkpoint that the run goes on from, or "".
 
     Raises:
         pickle.UnpicklingError: the file asks for any other object; none is made.
     """
 
     incompatible = None
+    resumed = ""
 
+    def save(self, name: str, **extra: Any) -> None:
+        """Write ``name``.pth so that whatever happens meanwhile, a file of that name is a whole one."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        state = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        file = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {file}")
+        atomic_save({"model": self.model.state_dict(), **state, **extra}, file)
+        self.tag_last_checkpoint(os.path.basename(file))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with atomic_writer(os.path.join(self.save_dir, "last_checkpoint")) as f:
+            f.write(last_filename_basename.encode())
+
+    def has_checkpoint(self) -> bool:
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """The file to resume from, or "": the last one written or, where that is damaged, the newest that is not.
+
+        Raises:
+            ConfigError: all are damaged, or the processes do not see the same files.
+        """
+        file = find_resumable(self.save_dir)
+        if any(other != file for other in comm.all_gather(file)):
+            raise ConfigError(
+                f"OUTPUT_DIR {self.save_dir}: the processes do not see the same checkpoints there. To resume, "
+                "all machines need it on a file system that they share."
+            )
+        return file
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As detectron2's; a checkpoint to resume from has to fit the model wholly.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        file = self.resumed = self.get_checkpoint_file() if resume else ""
+        if not file:
+            return self.load(path, checkpointables=[])
+        rest = self.load(file)
+        unfit = [key for keys in self.incompatible for key in keys]
+        if unfit:
+            raise ConfigError(
+                f"--resume: {file} is not of this model: {len(unfit)} tensors are missing, of another shape or "
+                f"too many, the first is {unfit[0]}. Was the config another one?"
+            )
+        return rest
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
             with open(filename, "rb") as f:
@@ -46,6 +106,46 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]):
         self.incompatible = super()._load_model(checkpoint)
         return self.incompatible
+
+
+def find_resumable(folder: str) -> str:
+    """The checkpoint in ``folder`` that ``last_checkpoint`` names or, where that is damaged, the newest whole one.
+
+    Returns "" where there is none.
+
+    Raises:
+        ConfigError: there are some, but none is whole.
+    """
+    tag = os.path.join(folder, "last_checkpoint")
+    if not os.path.isfile(tag):
+        return ""
+    with open(tag, encoding="utf-8", errors="replace") as f:
+        last = os.path.join(folder, f.read().strip())
+    others = glob.glob(os.path.join(glob.escape(folder), "*.pth"))
+    others = sorted((o for o in others if o != last), key=os.path.getmtime, reverse=True)
+    damages = {}
+    for file in (last, *others):
+        damages[file] = _find_damage(file)
+        if not damages[file]:
+            if file != last:
+                logger.warning(f"{last} cannot be resumed ({damages[last]}): taking {file} in its place")
+            return file
+    listed = "".join(f"\n  {file}: {damage}" for file, damage in damages.items())
+    raise ConfigError(f"--resume: OUTPUT_DIR {folder} has no whole checkpoint. Without --resume the run starts anew.{listed}")
+
+
+def _find_damage(file: str) -> str:
+    """Why a run cannot be resumed from a file, or ""."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()  # torch itself looks at no check sums
+        if damaged:
+            return f"{damaged} in it is damaged"
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        return str(error).splitlines()[0]
+    lacking = {"model", "trainer", "iteration"} - set(state)
+    return f"it is of no training: it has no {' and no '.join(sorted(lacking))}" if lacking else ""
 
 
 class _ArrayUnpickler(pickle.Unpickler):

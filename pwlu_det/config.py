@@ -12,6 +12,8 @@ from pwlu_det.activations.acon import MODES as META_ACON_MODES
 from pwlu_det.activations.build import POSITIONS, STAGES, get_family_for_resnet
 from pwlu_det.activations.pau import STARTS as PAU_STARTS
 
+AMP_DTYPES = ("float16", "bfloat16")
+
 _STOCK_BACKBONES = (
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
@@ -20,8 +22,11 @@ _STOCK_BACKBONES = (
 
 
 def add_pwlu_config(cfg) -> None:
-    """Add the ``MODEL.ACTIVATION`` node to a detectron2 config, in place."""
+    """Add the ``MODEL.ACTIVATION`` node and ``SOLVER.AMP.DTYPE`` to a detectron2 config, in place."""
     from detectron2.config import CfgNode as CN
+
+    # What SOLVER.AMP.ENABLED computes in on a GPU: float16 with a scaled loss, or bfloat16. A CPU has bfloat16.
+    cfg.SOLVER.AMP.DTYPE = "float16"
 
     cfg.MODEL.ACTIVATION = node = CN()
     # relu, relu6, leaky_relu, rrelu, elu, celu, mish, softplus, swish, prelu, srelu, mixture, slaf, apl, pau,
@@ -145,12 +150,18 @@ def check_config(cfg, num_processes: int = 1) -> None:
     _check_norms(cfg, num_processes)
 
 
-def check_training(cfg) -> None:
+def check_training(cfg, num_processes: int = 1) -> None:
     """Check what only training needs.
 
     Raises:
         ConfigError: see the class.
     """
+    # With REFERENCE_WORLD_SIZE it is the batch of so many processes, and is scaled to those that there are.
+    batch, num_processes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE or num_processes
+    allowed = f"a multiple of the number of processes, {num_processes}"
+    _check(batch > 0 and batch % num_processes == 0, "SOLVER.IMS_PER_BATCH", batch, allowed)
+    dtype = cfg.SOLVER.AMP.DTYPE
+    _check(dtype in AMP_DTYPES, "SOLVER.AMP.DTYPE", dtype, f"one of {', '.join(AMP_DTYPES)}")
     node = cfg.MODEL.ACTIVATION.PWLU
     if cfg.MODEL.ACTIVATION.NAME == "pwlu" and node.REALIGN:
         check_phase1_iters(node.PHASE1_ITERS, "MODEL.ACTIVATION.PWLU.PHASE1_ITERS", cfg.SOLVER.MAX_ITER)

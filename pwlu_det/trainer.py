@@ -6,16 +6,21 @@ import os
 import weakref
 
 import torch
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PreciseBN
 from detectron2.evaluation import COCOEvaluator
 from detectron2.solver import build_optimizer as build_stock_optimizer
 from detectron2.solver.build import reduce_param_groups
+from detectron2.utils import comm
 from torch import nn
 
 from pwlu_det.activations.build import activation_parameters, convolution_biases
 from pwlu_det.checkpoint import Checkpointer
 from pwlu_det.config import check_phase1_iters
+from pwlu_det.data.stream import build_train_loader
 from pwlu_det.phases import TwoPhaseHook
+from pwlu_det.precision import build_step_trainer
+from pwlu_det.resume import ExactResume, settle_seed
 
 
 def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
@@ -63,12 +68,49 @@ def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
 
 
 class Trainer(DefaultTrainer):
-    """Trains, evaluates and resumes any detectron2 config; adds :class:`TwoPhaseHook` where PWLU is used."""
+    """Trains, evaluates and resumes any detectron2 config; adds :class:`TwoPhaseHook` where PWLU is used.
+
+    A run that is killed and resumed ends with the weights of one that was not, on a CPU bit for bit. It trains
+    on CPUs as on GPUs: in several processes, and with ``SOLVER.AMP``.
+    """
+
+    def __init__(self, cfg):
+        TrainerBase.__init__(self)  # DefaultTrainer's own is for GPUs alone, where there is DDP or AMP
+        cfg = self.auto_scale_workers(settle_seed(cfg), comm.get_world_size())
+        self.cfg, self.start_iter, self.max_iter = cfg, 0, cfg.SOLVER.MAX_ITER
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        model = _distribute(model, cfg)
+        self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
-        # DefaultTrainer has just made its own checkpointer; the hooks, and loading, are to use the safe one.
-        self.checkpointer = Checkpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        return [build_phase_hook(self.cfg, self.data_loader), *super().build_hooks()]
+        hooks = [build_phase_hook(self.cfg, self.data_loader), *super().build_hooks()]
+        behind_training = (PeriodicCheckpointer, EvalHook)
+        first = next(i for i, hook in enumerate(hooks) if isinstance(hook, behind_training))
+        return [*hooks[:first], ExactResume(self.cfg), *hooks[first:]]
+
+    def resume_or_load(self, resume=True):
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.checkpointer.resumed:
+            self.start_iter = self.iter + 1  # self.iter is the last one done
+        for hook in self._hooks:
+            if isinstance(hook, PreciseBN) and self.cfg.TEST.EVAL_PERIOD > 0:  # its data goes on, too
+                passes = self.start_iter // self.cfg.TEST.EVAL_PERIOD
+                hook._data_loader.batch_sampler.first_batch = passes * self.cfg.TEST.PRECISE_BN.NUM_ITER
+
+    def run_step(self):
+        # TorchScript, which the focal loss is in, rounds otherwise in its first runs than later: a resumed run
+        # would differ in the last bits.
+        with torch.jit.optimized_execution(self.cfg.MODEL.DEVICE != "cpu"):
+            super().run_step()
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_train_loader(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -79,6 +121,17 @@ class Trainer(DefaultTrainer):
         return COCOEvaluator(
             dataset_name, output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         )
+
+
+def _distribute(model: nn.Module, cfg) -> nn.Module:
+    """DDP where there are several processes."""
+    on_cpu = cfg.MODEL.DEVICE == "cpu"
+    # What makes levels that the head leaves out (P6 and P7 of the quickstart) gets no gradient.
+    unused = cfg.MODEL.META_ARCHITECTURE == "RetinaNet" and not (
+        set(model.backbone.output_shape()) <= set(cfg.MODEL.RETINANET.IN_FEATURES)
+    )
+    devices = {"device_ids": None} if on_cpu else {}
+    return create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=unused, **devices)
 
 
 def _num_images(data_loader) -> int:

@@ -3,39 +3,66 @@
 
 from __future__ import annotations
 
+import sys
+
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
-from pwlu_det.checkpoint import Checkpointer
+from pwlu_det.checkpoint import Checkpointer, find_resumable
 from pwlu_det.config import ConfigError, check_config, check_files, check_training, load_config
+from pwlu_det.processes import share_cores, watch_processes
+from pwlu_det.resume import settle_seed
 from pwlu_det.trainer import Trainer
+
+WRONG_USE = 2  # exit status, as argparse has it
 
 
 def main(args, cfg):
-    default_setup(cfg, args)
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
+    if cfg.MODEL.DEVICE == "cpu":
+        share_cores(args.num_gpus)
+    try:
+        with watch_processes():
+            return evaluate(args, cfg) if args.eval_only else train(args, cfg)
+    except ConfigError as error:
         if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
+            print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        sys.exit(WRONG_USE)
+
+
+def train(args, cfg):
+    cfg = settle_seed(cfg, find_resumable(cfg.OUTPUT_DIR) if args.resume else "")
+    default_setup(cfg, args)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
+def evaluate(args, cfg):
+    default_setup(cfg, args)
+    model = Trainer.build_model(cfg)
+    Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
 def invoke_main() -> None:
     parser = default_argument_parser()
     args = parser.parse_args()
+    num_processes = args.num_gpus * args.num_machines
     try:
         cfg = load_config(args.config_file, args.opts)
         cfg.freeze()
-        check_config(cfg, args.num_gpus * args.num_machines)
+        check_config(cfg, num_processes)
         if not args.eval_only:
-            check_training(cfg)
+            check_training(cfg, num_processes)
         check_files(cfg, resume=args.resume, training=not args.eval_only)
+    except ConfigError as error:
+        parser.error(str(error))
+    try:
         launch(
             main,
             args.num_gpus,
@@ -44,8 +71,8 @@ def invoke_main() -> None:
             dist_url=args.dist_url,
             args=(args, cfg),
         )
-    except ConfigError as error:
-        parser.error(str(error))
+    except ProcessExitedException as error:  # it has said why
+        sys.exit(error.exit_code or 1)
 
 
 if __name__ == "__main__":

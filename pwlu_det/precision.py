@@ -1,0 +1,38 @@
+"""Training steps in mixed precision, on any device (``SOLVER.AMP``)."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from detectron2.engine import AMPTrainer, SimpleTrainer
+
+
+def build_step_trainer(cfg, model, data_loader, optimizer) -> SimpleTrainer:
+    """What takes the steps of a training: in float32, or with autocast as ``SOLVER.AMP`` says.
+
+    On a GPU that is float16 with a scaler of the loss, or bfloat16, which needs none; on a CPU bfloat16.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer(model, data_loader, optimizer)
+    if cfg.MODEL.DEVICE == "cpu":
+        return CPUAutocastTrainer(model, data_loader, optimizer)
+    dtype = getattr(torch, cfg.SOLVER.AMP.DTYPE)
+    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+    return AMPTrainer(model, data_loader, optimizer, grad_scaler=scaler, precision=dtype)
+
+
+class CPUAutocastTrainer(SimpleTrainer):
+    """SimpleTrainer with bfloat16 autocast; detectron2's AMPTrainer insists on CUDA."""
+
+    def run_step(self) -> None:
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = self.model(data)
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        self.after_backward()
+        self._write_metrics(losses, data_time)
+        self.optimizer.step()

@@ -1,0 +1,113 @@
+"""What makes a resumed run the same, bit for bit, as one that was never interrupted."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import yaml
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pwlu_det.randomness import seed_all
+
+logger = logging.getLogger(f"detectron2.{__name__}")
+
+# Keys, or beginnings of keys, that do not change what is learned.
+_FREE = (
+    *("OUTPUT_DIR", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS"),
+    *("MODEL.DEVICE", "MODEL.WEIGHTS", "SOLVER.CHECKPOINT_PERIOD"),
+    *("DATASETS.TEST", "DATASETS.PROPOSAL_FILES_TEST", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TEST."),
+)
+
+
+class ExactResume(HookBase):
+    """Enters the data stream where the run was, and makes all else that is random a function of the iteration.
+
+    What no state dict has goes through this hook's: the config, the number of processes, and each process's
+    running ``loss_normalizer`` (of RetinaNet). It has to stand behind all hooks that run the model, and before
+    that which writes checkpoints.
+    """
+
+    def __init__(self, cfg):
+        self.seed, self.period, self.config = cfg.SEED, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.dump()
+        self._normalizers: list[float | None] = []
+
+    def before_train(self) -> None:
+        self.trainer.data_loader.batch_sampler.first_batch = self.trainer.start_iter
+
+    def before_step(self) -> None:
+        seed_all(self.seed, self.trainer.iter, comm.get_rank())
+
+    def after_step(self) -> None:
+        next_iter = self.trainer.iter + 1
+        if next_iter % self.period == 0 or next_iter == self.trainer.max_iter:
+            normalizer = getattr(_without_ddp(self.trainer.model), "loss_normalizer", None)
+            self._normalizers = comm.all_gather(normalizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"config": self.config, "loss_normalizers": self._normalizers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        num_processes = len(state["loss_normalizers"])
+        if num_processes != comm.get_world_size():
+            logger.warning(
+                f"The run was of {num_processes} processes and is resumed with {comm.get_world_size()}: it "
+                "goes on, but its weights will not be exactly those of an uninterrupted run."
+            )
+        changes = describe_changes(state["config"], self.config)
+        if changes:
+            logger.warning(
+                "The config is not that of the run that is resumed. It goes on with\n  " + "\n  ".join(changes)
+            )
+        _restore_normalizer(_without_ddp(self.trainer.model), state["loss_normalizers"])
+
+
+def describe_changes(old: str, new: str) -> list[str]:
+    """Lines of "KEY: old -> new" for what differs between two dumped configs and matters to training."""
+    before, after = _flatten(yaml.safe_load(old)), _flatten(yaml.safe_load(new))
+    keys = sorted(key for key in before.keys() | after.keys() if not key.startswith(_FREE))
+    absent = "(no such key)"
+    pairs = {key: (before.get(key, absent), after.get(key, absent)) for key in keys}
+    return [f"{key}: {a!r} -> {b!r}" for key, (a, b) in pairs.items() if a != b]
+
+
+def settle_seed(cfg, resumed: str = ""):
+    """Replace a ``SEED`` that leaves the choice (negative) by that of the resumed run, or by one for all processes.
+
+    Args:
+        cfg: a config; it is left as it is.
+        resumed: the checkpoint that is to be resumed, if any.
+    """
+    if cfg.SEED >= 0:
+        return cfg
+    state = None
+    if resumed:
+        trainer = torch.load(resumed, map_location="cpu", weights_only=True, mmap=True)["trainer"]
+        state = trainer.get("hooks", {}).get(ExactResume.__qualname__)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = yaml.safe_load(state["config"])["SEED"] if state else comm.shared_random_seed()
+    cfg.freeze()
+    return cfg
+
+
+def _flatten(node: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in node.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def _restore_normalizer(model: nn.Module, normalizers: list[float | None]) -> None:
+    known = [n for n in normalizers if n is not None]
+    if known:
+        same = len(normalizers) == comm.get_world_size()
+        model.loss_normalizer = normalizers[comm.get_rank()] if same else sum(known) / len(known)
+
+
+def _without_ddp(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -1,0 +1,20 @@
+import pytest
+import torch
+from kill_and_resume import AT_ANY_TIME, AT_SWITCH, AT_WRITE, Schedule, check, differences
+
+
+def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
+    """The short version: the long one is the command in that module's docstring."""
+    schedule = Schedule(length=12, switch=6, period=4)
+    kinds = [AT_WRITE, AT_SWITCH, AT_ANY_TIME]
+    results = check(kinds, schedule, tmp_path, parallel=1)
+    assert results == [(kind, []) for kind in kinds]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"a": [torch.ones(2), 1.0]}, {"a": [torch.zeros(2), 2.0]}, {"a": [torch.zeros(2)]}, {}]
+)
+def test_the_comparison_finds_differences(changed):
+    state = {"a": [torch.zeros(2), 1.0]}
+    assert differences(state, {"a": [torch.zeros(2), 1.0]}) == []
+    assert differences(state, changed)
