@@ -1,22 +1,21 @@
 """The CUDA kernels on the host: against the paper's equations, and under sanitizers."""
 
-import shutil
-
 import numpy as np
 import oracle
 import pytest
 import torch
-from cuda_emulation import BACKWARD, DTYPES, FORWARD, PHASE1, Case, Emulation, check, make_case
+from cuda_emulation import BACKWARD, DTYPES, FORWARD, THREADS, UNDEFINED, Emulation, needs_compiler
+from cuda_pwlu import PHASE1, PwluCase, check, make_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++ to build the kernels with")
+pytestmark = needs_compiler
 OPS = (FORWARD, BACKWARD, PHASE1)
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory):
-    return Emulation(tmp_path_factory.mktemp("plain"))
+    return Emulation(tmp_path_factory.mktemp("plain"), "pwlu")
 
 
 # shape, N, channels last, offsets of x, grad and output in memory
@@ -158,7 +157,7 @@ def any_cases(draw):
     grad = torch.randn(shape, generator=random) + draw(st.sampled_from([0.0, 3.0]))
     offsets = tuple(draw(st.integers(0, 3)) for _ in range(3))
     parameters = [points, center - width / 2, center + width / 2, *slopes]
-    return Case(x, grad, parameters, channels_last, offsets)
+    return PwluCase(x, grad, parameters, channels_last, offsets)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -215,18 +214,12 @@ def sanitized_cases(cases):
 
 @pytest.fixture(scope="session")
 def addresses(tmp_path_factory):
-    flags = (
-        "-O0",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-        "-g",
-    )  # -O1 compiles for a minute
-    return Emulation(tmp_path_factory.mktemp("addresses"), *flags)
+    return Emulation(tmp_path_factory.mktemp("addresses"), "pwlu", *UNDEFINED)
 
 
 @pytest.fixture(scope="session")
 def threads(tmp_path_factory):
-    return Emulation(tmp_path_factory.mktemp("threads"), "-O1", "-fsanitize=thread", "-g")
+    return Emulation(tmp_path_factory.mktemp("threads"), "pwlu", *THREADS)
 
 
 def test_no_access_is_out_of_bounds_or_misaligned(addresses):

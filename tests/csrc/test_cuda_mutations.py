@@ -1,24 +1,20 @@
 """Faults that are planted in the CUDA kernels' source must be found: the emulation can fail."""
 
-import re
-import shutil
-from typing import NamedTuple
-
 import pytest
 import torch
-from cuda_emulation import BACKWARD, FORWARD, PHASE1, SOURCES, Emulation, check, make_case
+from cuda_emulation import (
+    ADDRESSES,
+    BACKWARD,
+    FORWARD,
+    THREADS,
+    Emulation,
+    Fault,
+    copy_sources,
+    needs_compiler,
+)
+from cuda_pwlu import PHASE1, check, make_case
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++ to build the kernels with")
-
-ADDRESSES = ("-O0", "-g0", "-fsanitize=address,alignment", "-fno-sanitize-recover=all")
-THREADS = ("-O1", "-g0", "-fsanitize=thread")
-
-
-class Fault(NamedTuple):
-    file: str
-    right: str
-    wrong: str
-    flags: tuple = ADDRESSES
+pytestmark = needs_compiler
 
 
 FAULTS = {
@@ -90,29 +86,16 @@ def run_all(emulation):
     assert all(g.isfinite().all() for g in gradients)
 
 
-def copy_sources(folder):
-    """With kernels for float32 alone, which compile in a quarter of the time."""
-    sources = shutil.copytree(SOURCES, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
-    dispatch = sources / "cuda" / "dispatch.cuh"
-    cases = re.compile(r" +case Element::k\w+:\n +return f\(Tag<\w+>\{\}\);\n")
-    text, count = cases.subn("", dispatch.read_text())
-    assert count == 3
-    dispatch.write_text(text)
-    return sources
-
-
 @pytest.mark.parametrize("flags", [ADDRESSES, THREADS], ids=["addresses", "threads"])
 def test_without_a_fault_nothing_is_found(tmp_path, flags):
-    run_all(Emulation(tmp_path, *flags, sources=copy_sources(tmp_path)))
+    run_all(Emulation(tmp_path, "pwlu", *flags, sources=copy_sources(tmp_path)))
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_the_fault_is_found(tmp_path, fault):
     sources = copy_sources(tmp_path)
-    file = sources / "cuda" / fault.file
-    assert file.read_text().count(fault.right) == 1, f"{fault.right!r} is no more in {fault.file}, or twice"
-    file.write_text(file.read_text().replace(fault.right, fault.wrong))
-    emulation = Emulation(tmp_path, *fault.flags, sources=sources)
+    fault.plant(sources)
+    emulation = Emulation(tmp_path, "pwlu", *fault.flags, sources=sources)
     emulation.build_program()
     with pytest.raises(AssertionError):
         run_all(emulation)

@@ -84,10 +84,5 @@ void with_dtype(const Tensor& x, const F& f) {
   }
 }
 
-// A tensor like x, as the ops return it: x's own strides where it is dense.
-Tensor with_layout_of(const Tensor& x, const Tensor& dense, const Tensor& result) {
-  return x.is_same(dense) ? result : at::empty_like(x).copy_(result);
-}
-
 }  // namespace
 }  // namespace pwlu

@@ -6,9 +6,10 @@
 #include <tuple>
 #include <vector>
 
+#include "../tensors.h"
 #include "convert.h"
 #include "dispatch.h"
-#include "layout.h"
+#include "items.h"
 
 namespace pwlu {
 namespace {
@@ -138,12 +139,6 @@ T* write(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-at::ScalarType compute_dtype(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
-Tensor like(const Tensor& parameter, const Tensor& values) {
-  return at::empty(parameter.sizes(), parameter.options()).copy_(values.view(parameter.sizes()));
-}
-
 void check(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   TORCH_CHECK(x.dim() == 4 && weight.numel() == x.size(1) * 9 && bias.numel() == x.size(1),
               "frelu: x, weight and bias have shapes ", x.sizes(), ", ", weight.sizes(), " and ", bias.sizes(),
@@ -192,8 +187,8 @@ std::tuple<Tensor, Tensor, Tensor> inference_backward(const Tensor& grad, const 
     const auto sums = convolution_backward<T>(run, work, table, 0, work.channels, g, dense, kept, grad_x);
     std::copy(sums.begin(), sums.end(), grads.data_ptr<double>());
   });
-  return {with_layout_of(x, dense, grad_x), like(weight, grads.narrow(1, 0, 9).contiguous()),
-          like(bias, grads.select(1, 9).contiguous())};
+  return {with_layout_of(x, dense, grad_x), gradient_of(weight, grads.narrow(1, 0, 9)),
+          gradient_of(bias, grads.select(1, 9))};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> training(const Tensor& x, const Tensor& weight, const Tensor& bias,
@@ -287,7 +282,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> training_backward(const Tenso
     });
   });
   const auto part = [&](const Tensor& parameter, int64_t from, int64_t size) {
-    return like(parameter, grads.narrow(1, from, size).contiguous());
+    return gradient_of(parameter, grads.narrow(1, from, size));
   };
   return {with_layout_of(x, dense, grad_x), part(weight, 0, 9), part(bias, 9, 1), part(norm_weight, 10, 1),
           part(norm_bias, 11, 1)};

@@ -6,8 +6,9 @@
 #include <tuple>
 #include <vector>
 
+#include "../tensors.h"
 #include "dispatch.h"
-#include "layout.h"
+#include "items.h"
 
 namespace pwlu {
 namespace {
@@ -112,10 +113,7 @@ struct Op {
       const int64_t rows = parameter.dim() == 1 ? 1 : parameter.size(channels_first ? 1 : 0);
       const Tensor own = grads.narrow(0, row, rows);
       row += rows;
-      return at::empty(parameter.sizes(), parameter.options())
-          .copy_(parameter.dim() == 1 ? own.squeeze(0)
-                 : channels_first     ? own.t()
-                                      : own);
+      return gradient_of(parameter, channels_first ? own.t() : own);
     };
     return std::tuple<Tensor, Ps...>{grad_x, take(parameters)...};  // braces: from left to right
   }

@@ -6,10 +6,11 @@
 #include <tuple>
 #include <vector>
 
+#include "../tensors.h"
 #include "convert.h"
 #include "dispatch.h"
 #include "functions.h"
-#include "layout.h"
+#include "items.h"
 
 namespace pwlu {
 namespace {
@@ -79,15 +80,12 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
                        grad_others.data_ptr<double>() + c * 4);
     }
   });
-  const auto other = [&](int64_t i, const Tensor& like) {
-    return grad_others.select(1, i).to(like.scalar_type(), /*non_blocking=*/false, /*copy=*/true).contiguous();
-  };
   return {with_layout_of(x, dense, grad_x),
-          grad_points.to(points.scalar_type()),
-          other(0, left_bound),
-          other(1, right_bound),
-          other(2, left_slope),
-          other(3, right_slope)};
+          gradient_of(points, grad_points),
+          gradient_of(left_bound, grad_others.select(1, 0)),
+          gradient_of(right_bound, grad_others.select(1, 1)),
+          gradient_of(left_slope, grad_others.select(1, 2)),
+          gradient_of(right_slope, grad_others.select(1, 3))};
 }
 
 std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cpu(const Tensor& x, const Tensor& points, const Tensor&,
@@ -96,7 +94,6 @@ std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cpu(const Tensor& x, const Tensor
   const Tensor dense = x.contiguous(format), y = at::empty_like(dense);
   const int64_t count = points.size(0);
   const Layout layout = layout_of(dense, count, format);
-  const auto dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Tensor mean = at::zeros({count}, at::kDouble), deviation = at::zeros({count}, at::kDouble);
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
@@ -126,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cpu(const Tensor& x, const Tensor
       deviation.data_ptr<double>()[c] = squares < 0 ? 0 : squares;
     }
   });
-  return {with_layout_of(x, dense, y), mean.to(dtype), deviation.to(dtype)};
+  return {with_layout_of(x, dense, y), mean.to(compute_dtype(x)), deviation.to(compute_dtype(x))};
 }
 
 std::string cpu_kernels() { return kernels().name; }

@@ -3,14 +3,9 @@
 
 #include <cstdint>
 
-namespace pwlu {
+#include "../layout.h"
 
-// Memory that is dense: [batch, channels, inner], or with channels last [batch, inner, channels]. A function that
-// all channels share sees one row, {1, 1, numel}.
-struct Layout {
-  int64_t batch, channels, inner;
-  bool channels_last;
-};
+namespace pwlu {
 
 enum class Element : int { kFloat, kDouble, kHalf, kBFloat16 };
 

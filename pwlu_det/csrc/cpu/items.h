@@ -1,45 +1,21 @@
-// How tensors lie in memory, and how work on them is cut up.
+// How work on tensors is cut up.
 //
 // The number and the order of the items depend on the shapes alone; each item sums in its own place, and the places
 // are added up in order. So results do not depend on the number of threads, or on the run.
 #pragma once
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "../layout.h"
 #include "kernels.h"
 
 namespace pwlu {
 namespace {
 
-using at::Tensor;
-
 constexpr int64_t kItemSize = 1 << 16;  // elements, about
-
-// How a tensor [B, C, *] lies in memory, as seen by `functions` functions.
-struct Layout {
-  int64_t batch, channels, inner;  // [batch, channels, inner], or channels last: [batch, inner, channels]
-  bool channels_last;
-
-  int64_t numel() const { return batch * channels * inner; }
-};
-
-// The memory format that the kernels work in: that of x where it is dense, else contiguous.
-at::MemoryFormat format_of(const Tensor& x) {
-  if (x.is_contiguous()) return at::MemoryFormat::Contiguous;
-  if (x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast)) return at::MemoryFormat::ChannelsLast;
-  if (x.dim() == 5 && x.is_contiguous(at::MemoryFormat::ChannelsLast3d)) return at::MemoryFormat::ChannelsLast3d;
-  return at::MemoryFormat::Contiguous;
-}
-
-Layout layout_of(const Tensor& x, int64_t functions, at::MemoryFormat format) {
-  if (functions == 1 || x.numel() == 0) return {1, 1, x.numel(), false};  // one row
-  const int64_t inner = x.numel() / (x.size(0) * x.size(1));
-  return {x.size(0), x.size(1), inner, inner == 1 || format != at::MemoryFormat::Contiguous};
-}
 
 // An item's share of the elements: rows [begin, end) of one channel's batch, or of all pixels of a block of
 // channels; or, of a single row, a range of its elements.

@@ -1,0 +1,94 @@
+"""PWLU's cases for :mod:`cuda_emulation`, and what is expected of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import torch
+from cuda_emulation import BACKWARD, FORWARD, Case, as_numpy, assert_near
+
+PHASE1 = 2
+NAMES = ("points", "left_bound", "right_bound", "left_slope", "right_slope")
+
+
+class PwluCase(Case):
+    """Parameters are those of ``NAMES``; x is ``[batch, channels, inner]``."""
+
+    def numbers(self, op: int) -> list[int]:
+        return [*self.layout, self.parameters[0].shape[1] - 1, op]
+
+    def buffers(self, op: int) -> list[tuple[torch.Tensor, int]]:
+        channels = self.x.shape[1]
+        sizes = {FORWARD: [], BACKWARD: [p.numel() for p in self.parameters], PHASE1: [channels, channels]}
+        outputs = [torch.full((n,), torch.nan, dtype=self.parameters[0].dtype) for n in sizes[op]]
+        return [*self.inputs(), self.output(), *((o, 0) for o in outputs)]
+
+    def results(self, op: int, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
+        """``[y]``, the six gradients, or ``[y, mean, deviation]``."""
+        first, *others = buffers[7:]
+        if op == BACKWARD:
+            others = [o.view(p.shape) for o, p in zip(others, self.parameters)]
+        return [self.from_memory(first), *others]
+
+
+def make_case(shape, n, dtype=torch.float32, channels_last=False, offsets=(0, 0, 0), seed=0) -> PwluCase:
+    """Bounds whose knots float32 holds, and x for which x - B_L is exact: bins are beyond doubt."""
+    channels = shape[1]
+    random = torch.Generator().manual_seed(seed)
+    interval = 4 / 2 ** (n.bit_length() - 1)
+    left = torch.randint(-8, 5, (channels,), generator=random) / 2.0
+    points, slopes = (
+        torch.randn(channels, n + 1, generator=random),
+        torch.randn(2, channels, generator=random),
+    )
+    u = torch.rand(shape, generator=random) * 1.5 - 0.25
+    x = left[:, None] + (u * n * interval * 256).round() / 256
+    grad = torch.randn(shape, generator=random)
+    parameters = [points, left, left + n * interval, *slopes]
+    return PwluCase(x.to(dtype), grad.to(dtype), parameters, channels_last, offsets)
+
+
+def check(case: PwluCase, op: int, results: list[torch.Tensor], gradient_unit: float = 1e-6) -> None:
+    """Hold results against the paper's equations in float64; every element counts."""
+    {FORWARD: check_forward, BACKWARD: check_backward, PHASE1: check_phase1}[op](case, results, gradient_unit)
+
+
+def check_forward(case, results, _unit=None):
+    arrays = [as_numpy(p) for p in case.parameters]
+    rows = oracle.per_function(as_numpy(case.x), case.x.shape[1])
+    expected = oracle.from_function(oracle.forward(rows, *arrays), case.x.shape)
+    unit = torch.finfo(case.parameters[0].dtype).eps
+    info = torch.finfo(case.x.dtype)
+    rounded = info.eps * (np.abs(expected) + info.smallest_normal)
+    assert_near(results[0], expected, rounded + 2 * unit * (np.abs(arrays[0]).max() + np.abs(expected)), "y")
+
+
+def check_backward(case, results, unit):
+    arrays = _, left, right, *_ = [as_numpy(p) for p in case.parameters]
+    rows = oracle.per_function(as_numpy(case.x), len(left))
+    g = oracle.per_function(as_numpy(case.grad), len(left))
+    table = oracle.table_1(rows, *arrays)
+    steepest = np.abs(table.x).max(initial=0, axis=1)
+    expected = oracle.from_function(table.x * g, case.x.shape)
+    info = torch.finfo(case.x.dtype)
+    own = info.eps + 2 * torch.finfo(case.parameters[0].dtype).eps
+    assert_near(results[0], expected, own * (np.abs(expected) + info.smallest_normal), "grad of x")
+    # Sums in double need no such room, but the parameters' gradients are rounded to float at the end.
+    distance = np.maximum(1, np.maximum(np.abs(rows - left[:, None]), np.abs(rows - right[:, None])))
+    scale = unit * (np.abs(g) * distance).sum(1)
+    for name, actual, row in zip(NAMES, results[1:], table[1:]):
+        terms = row * (g[:, None] if name == "points" else g)
+        bound = scale[:, None] if name == "points" else scale
+        assert_near(actual, terms.sum(-1), bound * (np.maximum(1, steepest) if "bound" in name else 1), name)
+
+
+def check_phase1(case, results, _unit=None):
+    relu, mean, deviation = results
+    assert torch.equal(relu, case.x.relu())
+    rows = oracle.per_function(as_numpy(case.x), case.x.shape[1])
+    unit = torch.finfo(mean.dtype).eps
+    expected = rows.mean(1)
+    std = rows.std(1)
+    assert_near(mean, expected, unit * (np.abs(expected) + std), "mean")
+    squares = ((rows - expected[:, None]) ** 2).sum(1)
+    assert_near(deviation, squares, 20 * unit * squares + unit**2, "deviation")

@@ -1,0 +1,110 @@
+"""What nvcc makes of the kernels, by architecture: registers, spills, and the machine code of the loops."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SOURCES = Path(__file__).resolve().parents[1] / "pwlu_det" / "csrc" / "cuda"
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")  # those of setup.py
+TYPES = {"float": "float32", "__nv_bfloat16": "bfloat16", "__half": "float16"}
+
+
+class Machine(NamedTuple):
+    """What a compilation gave."""
+
+    architecture: str
+    registers: list[int]
+    """Of each kernel and function."""
+    spilled: dict[str, int]
+    """Bytes that each stores for want of registers."""
+    code: dict[str, list[tuple[int, str]]]
+    """Address and text of the instructions, by demangled name."""
+
+    def kernel(self, name: str) -> list[tuple[int, str]]:
+        """The instructions of the only one whose name has this in it."""
+        (instructions,) = (code for function, code in self.code.items() if name in function)
+        return instructions
+
+
+def compile_for(architecture: str, sources: list[str], folder: Path, *flags: str) -> Machine:
+    """Compile these of ``csrc/cuda``, or others by their full path. Skips the test where it cannot."""
+    if not shutil.which("nvcc"):
+        pytest.skip("there is no nvcc")
+    cuobjdump = _find_cuobjdump()
+    if cuobjdump is None:
+        pytest.skip("there is no cuobjdump")
+    said, code = "", {}
+    for source in sources:
+        cubin = folder / f"{Path(source).stem}.cubin"
+        command = ["nvcc", "-cubin", "-O3", "-std=c++17", f"-arch={architecture}", "-Xptxas", "-v", *flags]
+        done = subprocess.run(
+            [*command, f"-I{SOURCES}", SOURCES / source, "-o", cubin],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if "Unsupported gpu architecture" in done.stderr:
+            pytest.skip(f"this nvcc does not know {architecture}")
+        assert done.returncode == 0, done.stderr[-3000:]
+        said += done.stderr
+        path = {"PATH": f"{Path(cuobjdump).parent}:/usr/bin:/bin"}  # it calls nvdisasm
+        listing = subprocess.run(
+            [cuobjdump, "-sass", cubin], capture_output=True, text=True, check=True, env=path
+        ).stdout
+        for function in listing.split("Function : ")[1:]:
+            instructions = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", function)
+            code[function.split("\n")[0].strip()] = [(int(a, 16), text) for a, text in instructions]
+    names = subprocess.run(
+        ["c++filt"], input="\n".join(code), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
+    spills = re.findall(r"Function properties for (\S+)\n.*?(\d+) bytes spill stores", said)
+    assert len(spills) >= len(registers) > 0
+    return Machine(
+        architecture, registers, {name: int(n) for name, n in spills}, dict(zip(names, code.values()))
+    )
+
+
+def _find_cuobjdump():
+    found = shutil.which("cuobjdump")
+    if found is None:
+        triton = pytest.importorskip("triton", reason="there is no cuobjdump, nor triton, which has one")
+        found = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return found if Path(found).exists() else None
+
+
+def hot_loop(instructions):
+    """The innermost loop with the most accesses of 128 bits; where several have as many, the last."""
+    jumps = [(at, re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)) for at, text in instructions]
+    loops = [(int(to[1], 16), at) for at, to in jumps if to and int(to[1], 16) <= at]
+    best = []
+    for first, last in loops:
+        if any(first <= a and b < last for a, b in loops):
+            continue  # it has loops in it
+        loop = [text for at, text in instructions if first <= at <= last]
+        if count(loop, r"\bLDG\S*\.128") >= count(best, r"\bLDG\S*\.128"):
+            best = loop
+    return best
+
+
+def count(instructions, pattern):
+    return sum(1 for text in instructions if re.search(pattern, text))
+
+
+def instructions_of_an_element(instructions, size: int, inputs: int) -> float:
+    """Of the hot loop, which reads so many tensors and writes one, of elements of ``size`` bytes.
+
+    It must do so by 128 bits at once, and use no local memory, nor double, nor atomics.
+    """
+    loop = hot_loop(instructions)
+    loads, stores = count(loop, r"\bLDG\S*\.128"), count(loop, r"\bSTG\S*\.128")
+    assert stores > 0 and loads == stores * inputs
+    assert count(loop, r"\bLDG") == loads and count(loop, r"\bSTG") == stores, "all are of 128 bits"
+    assert count(loop, r"\b(LDL|STL|CALL|DADD|DMUL|DFMA|ATOM|RED)") == 0
+    return len(loop) / (stores * (16 // size))
