@@ -7,7 +7,8 @@ import logging
 import os
 import pickle
 import zipfile
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -37,14 +38,13 @@ class Checkpointer(DetectionCheckpointer):
 
     Attributes:
         incompatible: missing, unexpected and wrongly shaped keys of the last loading.
-        resumed: the checkpoint that the run goes on from, or "".
 
     Raises:
         pickle.UnpicklingError: the file asks for any other object; none is made.
     """
 
     incompatible = None
-    resumed = ""
+    _resumes = False
 
     def save(self, name: str, **extra: Any) -> None:
         """Write ``name``.pth so that whatever happens meanwhile, a file of that name is a whole one."""
@@ -60,16 +60,16 @@ class Checkpointer(DetectionCheckpointer):
         with atomic_writer(os.path.join(self.save_dir, "last_checkpoint")) as f:
             f.write(last_filename_basename.encode())
 
-    def has_checkpoint(self) -> bool:
-        return bool(self.get_checkpoint_file())
-
-    def get_checkpoint_file(self) -> str:
-        """The file to resume from, or "": the last one written or, where that is damaged, the newest that is not.
+    @cached_property
+    def resumable(self) -> str:
+        """The file to resume from, as it was at the first look: see :func:`find_resumable`.
 
         Raises:
             ConfigError: all are damaged, or the processes do not see the same files.
         """
-        file = find_resumable(self.save_dir)
+        file, damages = find_resumable(self.save_dir)
+        for damaged, why in damages.items():
+            logger.warning(f"{damaged} cannot be resumed ({why}): taking {file} in its place")
         if any(other != file for other in comm.all_gather(file)):
             raise ConfigError(
                 f"OUTPUT_DIR {self.save_dir}: the processes do not see the same checkpoints there. To resume, "
@@ -78,22 +78,14 @@ class Checkpointer(DetectionCheckpointer):
         return file
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As detectron2's; a checkpoint to resume from has to fit the model wholly.
+        """As detectron2's, but a damaged checkpoint is passed over, and one to resume has to fit the whole model.
 
         Raises:
-            ConfigError: it does not.
+            ConfigError: it does not fit, or there is none to take.
         """
-        file = self.resumed = self.get_checkpoint_file() if resume else ""
-        if not file:
-            return self.load(path, checkpointables=[])
-        rest = self.load(file)
-        unfit = [key for keys in self.incompatible for key in keys]
-        if unfit:
-            raise ConfigError(
-                f"--resume: {file} is not of this model: {len(unfit)} tensors are missing, of another shape or "
-                f"too many, the first is {unfit[0]}. Was the config another one?"
-            )
-        return rest
+        self._resumes = resume and bool(self.resumable)
+        return self.load(self.resumable) if self._resumes else self.load(path, checkpointables=[])
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
             with open(filename, "rb") as f:
@@ -105,33 +97,45 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]):
         self.incompatible = super()._load_model(checkpoint)
+        unfit = [key for keys in self.incompatible for key in keys]
+        if self._resumes and unfit:
+            raise ConfigError(
+                f"--resume: {self.resumable} is not of this model: {len(unfit)} tensors are missing, of another "
+                f"shape or too many, the first is {unfit[0]}"
+            )
         return self.incompatible
 
 
-def find_resumable(folder: str) -> str:
-    """The checkpoint in ``folder`` that ``last_checkpoint`` names or, where that is damaged, the newest whole one.
+class Resumable(NamedTuple):
+    file: str
+    """the checkpoint, or "" where there is none"""
+    damages: dict[str, str]
+    """newer files, and what is wrong with them"""
 
-    Returns "" where there is none.
+
+def find_resumable(folder: str) -> Resumable:
+    """The checkpoint in ``folder`` that ``last_checkpoint`` names or, where that is damaged, the newest whole one.
 
     Raises:
         ConfigError: there are some, but none is whole.
     """
     tag = os.path.join(folder, "last_checkpoint")
     if not os.path.isfile(tag):
-        return ""
+        return Resumable("", {})
     with open(tag, encoding="utf-8", errors="replace") as f:
         last = os.path.join(folder, f.read().strip())
     others = glob.glob(os.path.join(glob.escape(folder), "*.pth"))
     others = sorted((o for o in others if o != last), key=os.path.getmtime, reverse=True)
     damages = {}
     for file in (last, *others):
-        damages[file] = _find_damage(file)
-        if not damages[file]:
-            if file != last:
-                logger.warning(f"{last} cannot be resumed ({damages[last]}): taking {file} in its place")
-            return file
-    listed = "".join(f"\n  {file}: {damage}" for file, damage in damages.items())
-    raise ConfigError(f"--resume: OUTPUT_DIR {folder} has no whole checkpoint. Without --resume the run starts anew.{listed}")
+        why = _find_damage(file)
+        if not why:
+            return Resumable(file, damages)
+        damages[file] = why
+    listed = "".join(f"\n  {file}: {why}" for file, why in damages.items())
+    raise ConfigError(
+        f"--resume: OUTPUT_DIR {folder} has no whole checkpoint. Without --resume the run starts anew.{listed}"
+    )
 
 
 def _find_damage(file: str) -> str:

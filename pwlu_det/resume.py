@@ -58,17 +58,23 @@ class ExactResume(HookBase):
                 f"The run was of {num_processes} processes and is resumed with {comm.get_world_size()}: it "
                 "goes on, but its weights will not be exactly those of an uninterrupted run."
             )
-        changes = describe_changes(state["config"], self.config)
-        if changes:
-            logger.warning(
-                "The config is not that of the run that is resumed. It goes on with\n  " + "\n  ".join(changes)
-            )
         _restore_normalizer(_without_ddp(self.trainer.model), state["loss_normalizers"])
 
 
-def describe_changes(old: str, new: str) -> list[str]:
-    """Lines of "KEY: old -> new" for what differs between two dumped configs and matters to training."""
-    before, after = _flatten(yaml.safe_load(old)), _flatten(yaml.safe_load(new))
+def warn_of_changes(checkpoint: str, cfg) -> None:
+    """Log what matters to training and differs between ``cfg`` and the config of the run to be resumed."""
+    saved = _saved_config(checkpoint)
+    if saved is None:
+        logger.warning(f"{checkpoint} was not written by this trainer: its data start over, its seed is unknown.")
+        return
+    changes = describe_changes(saved, yaml.safe_load(cfg.dump()))
+    if changes:
+        logger.warning(f"{checkpoint} was made with another config. Now changed:\n  " + "\n  ".join(changes))
+
+
+def describe_changes(old: dict, new: dict) -> list[str]:
+    """Lines of "KEY: old -> new" for what differs between two nested configs and matters to training."""
+    before, after = _flatten(old), _flatten(new)
     keys = sorted(key for key in before.keys() | after.keys() if not key.startswith(_FREE))
     absent = "(no such key)"
     pairs = {key: (before.get(key, absent), after.get(key, absent)) for key in keys}
@@ -84,15 +90,18 @@ def settle_seed(cfg, resumed: str = ""):
     """
     if cfg.SEED >= 0:
         return cfg
-    state = None
-    if resumed:
-        trainer = torch.load(resumed, map_location="cpu", weights_only=True, mmap=True)["trainer"]
-        state = trainer.get("hooks", {}).get(ExactResume.__qualname__)
+    saved = _saved_config(resumed) if resumed else None
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SEED = yaml.safe_load(state["config"])["SEED"] if state else comm.shared_random_seed()
+    cfg.SEED = saved["SEED"] if saved else comm.shared_random_seed()
     cfg.freeze()
     return cfg
+
+
+def _saved_config(checkpoint: str) -> dict | None:
+    trainer = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["trainer"]
+    state = trainer.get("hooks", {}).get(ExactResume.__qualname__)
+    return yaml.safe_load(state["config"]) if state else None
 
 
 def _flatten(node: dict, prefix: str = "") -> dict[str, Any]:

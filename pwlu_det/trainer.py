@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import types
 import weakref
 
 import torch
@@ -20,7 +21,7 @@ from pwlu_det.config import check_phase1_iters
 from pwlu_det.data.stream import build_train_loader
 from pwlu_det.phases import TwoPhaseHook
 from pwlu_det.precision import build_step_trainer
-from pwlu_det.resume import ExactResume, settle_seed
+from pwlu_det.resume import ExactResume, settle_seed, warn_of_changes
 
 
 def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
@@ -42,7 +43,26 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
         optimizer.param_groups.clear()
         for group in groups:
             optimizer.add_param_group(group)
+    if cfg.SOLVER.CLIP_GRADIENTS.ENABLED and cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "value":
+        _pass_over_unused(optimizer)
     return optimizer
+
+
+def _pass_over_unused(optimizer: torch.optim.Optimizer) -> None:
+    """Hide what has no gradient (of FPN levels that no head uses) from steps: clipping by value fails for it."""
+    stock_step = type(optimizer).step
+
+    def step(self, closure=None):
+        whole = [group["params"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["params"] = [p for p in group["params"] if p.grad is not None]
+        try:
+            return stock_step(self, closure)
+        finally:
+            for group, parameters in zip(self.param_groups, whole):
+                group["params"] = parameters
+
+    optimizer.step = types.MethodType(step, optimizer)  # a method, which is what schedulers wrap
 
 
 def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
@@ -94,8 +114,11 @@ class Trainer(DefaultTrainer):
         return [*hooks[:first], ExactResume(self.cfg), *hooks[first:]]
 
     def resume_or_load(self, resume=True):
+        resume = resume and bool(self.checkpointer.resumable)
+        if resume:
+            warn_of_changes(self.checkpointer.resumable, self.cfg)
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if self.checkpointer.resumed:
+        if resume:
             self.start_iter = self.iter + 1  # self.iter is the last one done
         for hook in self._hooks:
             if isinstance(hook, PreciseBN) and self.cfg.TEST.EVAL_PERIOD > 0:  # its data goes on, too
@@ -125,13 +148,14 @@ class Trainer(DefaultTrainer):
 
 def _distribute(model: nn.Module, cfg) -> nn.Module:
     """DDP where there are several processes."""
-    on_cpu = cfg.MODEL.DEVICE == "cpu"
-    # What makes levels that the head leaves out (P6 and P7 of the quickstart) gets no gradient.
-    unused = cfg.MODEL.META_ARCHITECTURE == "RetinaNet" and not (
-        set(model.backbone.output_shape()) <= set(cfg.MODEL.RETINANET.IN_FEATURES)
-    )
-    devices = {"device_ids": None} if on_cpu else {}
-    return create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=unused, **devices)
+    devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+    # What makes levels of the FPN that no head uses, as in the quickstart, gets no gradient.
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        used = {*cfg.MODEL.RETINANET.IN_FEATURES}
+    else:
+        used = {*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES}
+    unused = set(model.backbone.output_shape()) - used
+    return create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=bool(unused), **devices)
 
 
 def _num_images(data_loader) -> int:

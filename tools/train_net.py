@@ -32,7 +32,7 @@ def main(args, cfg):
 
 
 def train(args, cfg):
-    cfg = settle_seed(cfg, find_resumable(cfg.OUTPUT_DIR) if args.resume else "")
+    cfg = settle_seed(cfg, find_resumable(cfg.OUTPUT_DIR).file if args.resume else "")
     default_setup(cfg, args)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
