@@ -59,7 +59,9 @@ def _watch(done: threading.Event, seconds: float, patience: int) -> None:
 
 
 def _end(reason: str) -> None:
-    logger.error(f"Process {comm.get_rank()} ends: {reason}. The newest checkpoint can be resumed by --resume.")
+    logger.error(
+        f"Process {comm.get_rank()} ends: {reason}. The newest checkpoint can be resumed by --resume."
+    )
     logging.shutdown()
     os._exit(1)  # the main thread waits in a collective, where no exception would reach it
 

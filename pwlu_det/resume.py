@@ -65,7 +65,9 @@ def warn_of_changes(checkpoint: str, cfg) -> None:
     """Log what matters to training and differs between ``cfg`` and the config of the run to be resumed."""
     saved = _saved_config(checkpoint)
     if saved is None:
-        logger.warning(f"{checkpoint} was not written by this trainer: its data start over, its seed is unknown.")
+        logger.warning(
+            f"{checkpoint} was not written by this trainer: its data start over, its seed is unknown."
+        )
         return
     changes = describe_changes(saved, yaml.safe_load(cfg.dump()))
     if changes:

@@ -18,7 +18,14 @@ from pwlu_det.resume import describe_changes, settle_seed
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs/quickstart"
 SMALL = [
     *("DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 3),
-    *("MODEL.ACTIVATION.PWLU.PHASE1_ITERS", 4, "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.RPN.PRE_NMS_TOPK_TRAIN", 50),
+    *(
+        "MODEL.ACTIVATION.PWLU.PHASE1_ITERS",
+        4,
+        "MODEL.FPN.OUT_CHANNELS",
+        16,
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
+        50,
+    ),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
 ]
 PRECISE_BN = ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2]
@@ -53,7 +60,14 @@ VARIANTS = {
     "float32": ([], {}),
     "autocast and PreciseBN": ([*AMP, *PRECISE_BN], {}),
     "workers that draw sizes and flips": (
-        ["DATALOADER.NUM_WORKERS", 2, "DATALOADER.ASPECT_RATIO_GROUPING", True, "INPUT.RANDOM_FLIP", "horizontal"],
+        [
+            "DATALOADER.NUM_WORKERS",
+            2,
+            "DATALOADER.ASPECT_RATIO_GROUPING",
+            True,
+            "INPUT.RANDOM_FLIP",
+            "horizontal",
+        ],
         {"activation": "rrelu"},
     ),
     "Mask R-CNN, which samples": (CLIP_VALUE, {"detector": "mask_rcnn", "activation": "rpau"}),
@@ -105,7 +119,10 @@ class Watch(HookBase):
 
 
 def parameters(state):
-    return [{key: value for key, value in site.items() if "slope" in key or "bound" in key or key == "points"} for site in state]
+    return [
+        {key: value for key, value in site.items() if "slope" in key or "bound" in key or key == "points"}
+        for site in state
+    ]
 
 
 @pytest.mark.parametrize("options", [[], CLIP_VALUE, PRECISE_BN], ids=["norm", "value", "PreciseBN"])
@@ -151,7 +168,11 @@ def test_changes_are_found_at_any_depth():
 
 def write_run(folder, iterations=(4, 9, 14)):
     for iteration in iterations:
-        content = {"model": {"w": torch.randn(1000)}, "trainer": {"iteration": iteration}, "iteration": iteration}
+        content = {
+            "model": {"w": torch.randn(1000)},
+            "trainer": {"iteration": iteration},
+            "iteration": iteration,
+        }
         atomic_save(content, str(folder / f"model_{iteration:07d}.pth"))
     (folder / "last_checkpoint").write_text(f"model_{iterations[-1]:07d}.pth")
     return folder / f"model_{iterations[-1]:07d}.pth", str(folder / f"model_{iterations[-2]:07d}.pth")

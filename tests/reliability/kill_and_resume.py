@@ -55,7 +55,14 @@ class Run:
     def __init__(self, schedule: Schedule, folder: Path, *arguments: str):
         folder.mkdir(parents=True, exist_ok=True)
         read, write = os.pipe()
-        command = [sys.executable, __file__, "--config-file", str(CONFIG), *arguments, *schedule.options(folder)]
+        command = [
+            sys.executable,
+            __file__,
+            "--config-file",
+            str(CONFIG),
+            *arguments,
+            *schedule.options(folder),
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", REPORT: str(write)}
         with open(folder / "output.txt", "ab") as log:
             self.process = subprocess.Popen(
@@ -142,7 +149,9 @@ def differences(a, b, name: str = "") -> list[str]:
     return [] if a == b else [name]
 
 
-def check(kinds: list[str], schedule: Schedule, output: Path, parallel: int = 1) -> list[tuple[str, list[str]]]:
+def check(
+    kinds: list[str], schedule: Schedule, output: Path, parallel: int = 1
+) -> list[tuple[str, list[str]]]:
     """For each kill its kind, and what differs from the uninterrupted run."""
     begin = time.time()
     Run(schedule, output / "uninterrupted").finish()
@@ -162,7 +171,9 @@ def check(kinds: list[str], schedule: Schedule, output: Path, parallel: int = 1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--output", type=Path, default=Path("output/kills"))
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
@@ -174,7 +185,9 @@ def main() -> None:
     killed = Counter(kind for kind, _ in results)
     same = Counter(kind for kind, found in results if not found)
     for kind in killed:
-        print(f"{kind}: {same[kind]} of {killed[kind]} resumed runs end as the uninterrupted one, bit for bit")
+        print(
+            f"{kind}: {same[kind]} of {killed[kind]} resumed runs end as the uninterrupted one, bit for bit"
+        )
     sys.exit(sum(same.values()) < len(results))
 
 
