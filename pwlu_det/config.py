@@ -25,7 +25,7 @@ def add_pwlu_config(cfg) -> None:
     """Add the ``MODEL.ACTIVATION`` node and ``SOLVER.AMP.DTYPE`` to a detectron2 config, in place."""
     from detectron2.config import CfgNode as CN
 
-    # What SOLVER.AMP.ENABLED computes in on a GPU: float16 with a scaled loss, or bfloat16. A CPU has bfloat16.
+    # What SOLVER.AMP.ENABLED computes in on a GPU: float16 with a scaled loss, or bfloat16; a CPU: bfloat16.
     cfg.SOLVER.AMP.DTYPE = "float16"
 
     cfg.MODEL.ACTIVATION = node = CN()

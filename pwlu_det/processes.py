@@ -17,7 +17,7 @@ logger = logging.getLogger(f"detectron2.{__name__}")
 
 @contextmanager
 def watch_processes(seconds: float = 4.0, patience: int = 10) -> Iterator[None]:
-    """End this process, with an error, once another one is gone: else collectives wait for it for half an hour.
+    """End this process, with an error, once another is gone: collectives would wait for half an hour.
 
     Each process counts up a number of its own in the store that they have met in, every few seconds. One that
     stands still for ``patience`` looks of this process is taken for dead: a killed process, a lost machine.
@@ -60,12 +60,12 @@ def _watch(done: threading.Event, seconds: float, patience: int) -> None:
 
 def _end(reason: str) -> None:
     logger.error(
-        f"Process {comm.get_rank()} ends: {reason}. The newest checkpoint can be resumed by --resume."
+        f"Process {comm.get_rank()} ends: {reason}. --resume goes on from the last checkpoint."
     )
     logging.shutdown()
     os._exit(1)  # the main thread waits in a collective, where no exception would reach it
 
 
 def share_cores(num_processes: int) -> None:
-    """Divide torch's threads among the processes of this machine, on a CPU: with more they slow each other down."""
+    """Divide torch's threads among the processes of this machine: on a CPU, more slow each other down."""
     torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))

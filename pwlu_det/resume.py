@@ -25,11 +25,11 @@ _FREE = (
 
 
 class ExactResume(HookBase):
-    """Enters the data stream where the run was, and makes all else that is random a function of the iteration.
+    """Enters the data stream where the run was; makes all else that is random a function of the iteration.
 
     What no state dict has goes through this hook's: the config, the number of processes, and each process's
-    running ``loss_normalizer`` (of RetinaNet). It has to stand behind all hooks that run the model, and before
-    that which writes checkpoints.
+    running ``loss_normalizer`` (of RetinaNet). It has to stand behind all hooks that run the model, and
+    before that which writes checkpoints.
     """
 
     def __init__(self, cfg):
@@ -66,7 +66,7 @@ def warn_of_changes(checkpoint: str, cfg) -> None:
     saved = _saved_config(checkpoint)
     if saved is None:
         logger.warning(
-            f"{checkpoint} was not written by this trainer: its data start over, its seed is unknown."
+            f"{checkpoint} is of another trainer, whose seed is not known: its data start over."
         )
         return
     changes = describe_changes(saved, yaml.safe_load(cfg.dump()))
@@ -84,7 +84,7 @@ def describe_changes(old: dict, new: dict) -> list[str]:
 
 
 def settle_seed(cfg, resumed: str = ""):
-    """Replace a ``SEED`` that leaves the choice (negative) by that of the resumed run, or by one for all processes.
+    """Replace a ``SEED`` that leaves the choice (negative) by the resumed run's, or by one for all processes.
 
     Args:
         cfg: a config; it is left as it is.

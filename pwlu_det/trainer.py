@@ -49,7 +49,7 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _pass_over_unused(optimizer: torch.optim.Optimizer) -> None:
-    """Hide what has no gradient (of FPN levels that no head uses) from steps: clipping by value fails for it."""
+    """Hide what has no gradient (of FPN levels that no head uses) from steps: clipping by value fails."""
     stock_step = type(optimizer).step
 
     def step(self, closure=None):
@@ -90,8 +90,8 @@ def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
 class Trainer(DefaultTrainer):
     """Trains, evaluates and resumes any detectron2 config; adds :class:`TwoPhaseHook` where PWLU is used.
 
-    A run that is killed and resumed ends with the weights of one that was not, on a CPU bit for bit. It trains
-    on CPUs as on GPUs: in several processes, and with ``SOLVER.AMP``.
+    A run that is killed and resumed ends with the weights of one that was not, on a CPU bit for bit. It
+    trains on CPUs as on GPUs: in several processes, and with ``SOLVER.AMP``.
     """
 
     def __init__(self, cfg):
@@ -126,8 +126,8 @@ class Trainer(DefaultTrainer):
                 hook._data_loader.batch_sampler.first_batch = passes * self.cfg.TEST.PRECISE_BN.NUM_ITER
 
     def run_step(self):
-        # TorchScript, which the focal loss is in, rounds otherwise in its first runs than later: a resumed run
-        # would differ in the last bits.
+        # TorchScript, which the focal loss is in, rounds otherwise in its first runs than later: a resumed
+        # run would differ in the last bits.
         with torch.jit.optimized_execution(self.cfg.MODEL.DEVICE != "cpu"):
             super().run_step()
 

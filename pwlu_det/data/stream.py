@@ -23,13 +23,13 @@ Draw = tuple[int, int]
 
 
 def build_train_loader(cfg) -> DataLoader:
-    """detectron2's training loader (data set, sampler, mapper and grouping by aspect ratio), which can resume.
+    """detectron2's training loader (data set, sampler, mapper, grouping by aspect ratio), which can resume.
 
-    Set ``loader.batch_sampler.first_batch`` to enter the stream behind that many batches. What is drawn for an
-    image depends on ``SEED`` and the image's position in the stream alone, so neither ``NUM_WORKERS`` nor the
-    number of processes changes it; without grouping, the processes' batches together are those of one process.
+    Set ``loader.batch_sampler.first_batch`` to enter the stream behind that many batches. What is drawn for
+    an image depends on ``SEED`` and the image's position in the stream alone, so neither ``NUM_WORKERS`` nor
+    the number of processes changes it; without grouping, the processes' batches together are those of one.
     """
-    # As the mapper works on one image at a time, it can come last, and batches be made of what is not yet read.
+    # As the mapper works on one image at a time, it can come last, and batches be made of what is not read.
     with seeded(cfg.SEED):  # detectron2's samplers draw their seed from NumPy
         loader = build_detection_train_loader(cfg, mapper=_as_it_is)
     while not isinstance(loader, ToIterableDataset):  # the pair of sampler and data set, at the bottom

@@ -1,11 +1,11 @@
-"""Kills training runs at chosen instants, resumes them, and holds their end against that of an uninterrupted run.
+"""Kills training runs at chosen instants, resumes them, and compares their end with an uninterrupted run's.
 
     python tests/reliability/kill_and_resume.py --kills 40 --output output/kills
 
-Runs are of ``tools/train_net.py`` on the digits: 60 iterations, the switch to phase II at 20, a checkpoint every 5.
-An eighth of the kills hit a checkpoint while it is written, an eighth the iterations to either side of the switch,
-the others any instant from the start of the process on. Every tensor and number of the final checkpoints must be
-the same, bit for bit: model, optimiser, scheduler, statistics, phase.
+Runs are of ``tools/train_net.py`` on the digits: 60 iterations, the switch to phase II at 20, a checkpoint
+every 5. An eighth of the kills hit a checkpoint while it is written, an eighth the iterations to either side
+of the switch, the others any instant from the start of the process on. Every tensor and number of the final
+checkpoints must be the same, bit for bit: model, optimiser, scheduler, statistics, phase.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def main() -> None:
     same = Counter(kind for kind, found in results if not found)
     for kind in killed:
         print(
-            f"{kind}: {same[kind]} of {killed[kind]} resumed runs end as the uninterrupted one, bit for bit"
+            f"{kind}: {same[kind]} of {killed[kind]} resumed runs end the same, bit for bit"
         )
     sys.exit(sum(same.values()) < len(results))
 

@@ -1,7 +1,7 @@
-"""The training command for a model whose loss is an average over images; keeps the state after each iteration.
+"""The training command for a model whose loss is an average over images; it keeps each iteration's state.
 
-Only for such a loss, and without batch norm, do several processes compute what one does with the global batch:
-RetinaNet divides by each process's own number of anchors, Mask R-CNN samples its proposals.
+Only for such a loss, and without batch norm, do several processes compute what one does with the global
+batch: RetinaNet divides by each process's own number of anchors, Mask R-CNN samples its proposals.
 """
 
 from __future__ import annotations
