@@ -226,3 +226,25 @@ def test_processes_share_statistics_and_parameters(tmp_path):
     for one, many in zip(record.after, ranks[0]):
         for key, value in one.items():
             torch.testing.assert_close(many[f"module.{key}"], value, rtol=1e-4, atol=1e-5)
+
+
+def _collect_uneven(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model = Toy()
+    ddp = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    still = torch.optim.SGD(
+        model.parameters(), lr=0.0
+    )  # the average of gradients weighs the uneven parts alike
+    train(ddp, 4, 5, optimizer=still, loader=[images(i).split([7, 1])[rank] for i in range(5)])
+    torch.save(model.state_dict(), f"{folder}/rank{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_statistics_of_uneven_batches_are_those_of_the_global_one(tmp_path):
+    mp.spawn(_collect_uneven, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2))
+    assert same(first, second)
+    single = Toy()
+    train(single, 4, 5, optimizer=torch.optim.SGD(single.parameters(), lr=0.0))
+    for key, value in single.state_dict().items():
+        torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-6)
