@@ -205,7 +205,7 @@ def check_files(cfg, resume: bool, training: bool) -> list[str]:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         with tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for what cannot be a name
         raise ConfigError(f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be written: {error}") from error
     return notes
 
