@@ -179,7 +179,7 @@ VALUES = st.one_of(
         counts=st.one_of(st.text("0134589:;<=>?@ACXZ_`abcmno", max_size=12), st.lists(NUMBERS, max_size=4)),
     ),
     st.dictionaries(st.sampled_from(["id", "size", "counts"]), SCALARS, max_size=2),
-)
+).map(copy.deepcopy)  # it may be changed in its turn
 KEYS = st.sampled_from(
     [
         *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "ignore", "keypoints"),
