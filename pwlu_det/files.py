@@ -22,9 +22,7 @@ def atomic_writer(path: str) -> Iterator[BinaryIO]:
         OSError: the file cannot be written.
     """
     path = os.path.realpath(path)  # of a link, what it leads to is replaced
-    if os.path.exists(path) and not os.path.isfile(
-        path
-    ):  # a folder; or a device, which would be replaced, too
+    if os.path.exists(path) and not os.path.isfile(path):  # a folder; a device would even be replaced
         raise OSError(errno.EINVAL, "Not an ordinary file", path)
     temporary = f"{path}.tmp"
     try:
@@ -33,7 +31,9 @@ def atomic_writer(path: str) -> Iterator[BinaryIO]:
             f.flush()
             os.fsync(f.fileno())  # before the name: after a power cut the name must not be there alone
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # of a full disk
+            error.filename = path
         if os.path.isfile(temporary):
             os.remove(temporary)
         raise

@@ -18,7 +18,7 @@ from pwlu_det.resume import settle_seed
 from pwlu_det.trainer import Trainer
 
 logger = logging.getLogger("detectron2.train_net")
-WRONG_USE = 2  # exit status, as argparse has it
+WRONG_USE, FAILED = 2, 1  # exit status, as argparse and Python have it
 
 
 def main(args, cfg, notes):
@@ -31,6 +31,9 @@ def main(args, cfg, notes):
         if comm.is_main_process():
             print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(WRONG_USE)
+    except OSError as error:  # a full disk; where it was in the training, detectron2 has logged
+        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        sys.exit(FAILED)
 
 
 def set_up(args, cfg, notes):
