@@ -16,6 +16,7 @@ MASK_FORMATS = ("polygon", "bitmask")
 
 # Of numbers that could be any, but for memory and for the range of float32.
 MAX_COUNT = 1024
+MAX_HINGES = 32  # of APL: its kernels hold 64 parameters of a channel
 MAX_WIDTH = 1e6
 
 _STOCK_BACKBONES = (
@@ -152,7 +153,7 @@ def check_config(cfg, num_processes: int = 1) -> None:
     if node.NAME == "pwlu":
         _check_pwlu(node.PWLU)
     elif node.NAME == "apl":
-        _check_count("MODEL.ACTIVATION.APL.NUM_HINGES", node.APL.NUM_HINGES)
+        _check_count("MODEL.ACTIVATION.APL.NUM_HINGES", node.APL.NUM_HINGES, MAX_HINGES)
     elif node.NAME in ("pau", "rpau"):
         _check_pau(node.NAME.upper(), node[node.NAME.upper()])
     elif node.NAME == "meta_acon":
@@ -301,8 +302,8 @@ def _check_no_none(cfg, defaults, prefix: str = "") -> None:
             _check(cfg[key] is not None or default is None, prefix + key, None, allowed)
 
 
-def _check_count(key: str, number: int) -> None:
-    _check(1 <= number <= MAX_COUNT, key, number, f"at least 1 and at most {MAX_COUNT}")
+def _check_count(key: str, number: int, most: int = MAX_COUNT) -> None:
+    _check(1 <= number <= most, key, number, f"at least 1 and at most {most}")
 
 
 def _check_subset(key: str, chosen: list[str], allowed: tuple[str, ...]) -> None:
