@@ -1,7 +1,8 @@
 """Hostile input by the thousand: what is common to the tests in ``fuzz/``.
 
-They try a few hundred inputs, always the same. With PWLU_DET_FUZZ=long in the environment they try over 10,000,
-others in each run. Either way they end with a table of how many each target was given, and what became of them.
+They try some 2,000 inputs, always the same. With PWLU_DET_FUZZ=long in the environment they try over 20,000,
+others in each run. Either way they end with a table of how many each target was given, and what became of
+them.
 """
 
 from __future__ import annotations

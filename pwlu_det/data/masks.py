@@ -38,7 +38,7 @@ def find_mask_fault(segmentation: Any, height: int, width: int) -> str:
         return f"must have the size of the image, [{height}, {width}]"
     counts = segmentation.get("counts")
     runs = _decode(counts) if isinstance(counts, str) else counts
-    if runs is None or not is_numbers(runs, height * width) or not all(type(run) is int for run in runs):
+    if not isinstance(runs, list) or not all(type(run) is int for run in runs):
         return "must have counts that are a list of numbers of pixels, or COCO's encoding of one"
     if min(runs, default=0) < 0 or sum(runs) != height * width:
         return f"must have counts that add up to height times width, {height * width}"
