@@ -5,42 +5,24 @@ from __future__ import annotations
 import glob
 import logging
 import os
-import pickle
-import zipfile
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from pwlu_det.config import ConfigError
 from pwlu_det.files import atomic_save, atomic_writer
+from pwlu_det.weights import CheckpointError, read_checkpoint
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
-_ADMITTED = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *(
-        (f"numpy.{core}.multiarray", name)
-        for core in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
-    ),
-}
-
 
 class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpointer, which reads ``.pkl`` files only if they hold NumPy arrays and nothing else,
-    and ``.pth`` files with ``weights_only``.
+    """detectron2's checkpointer, which writes whole files only, and reads them by :func:`read_checkpoint`.
 
     Attributes:
         incompatible: missing, unexpected and wrongly shaped keys of the last loading.
-
-    Raises:
-        pickle.UnpicklingError: the file asks for any other object; none is made.
     """
 
     incompatible = None
@@ -86,14 +68,26 @@ class Checkpointer(DetectionCheckpointer):
         self._resumes = resume and bool(self.resumable)
         return self.load(self.resumable) if self._resumes else self.load(path, checkpointables=[])
 
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As detectron2's, which also takes URLs and ``?matching_heuristics=True``.
+
+        Raises:
+            CheckpointError: the file cannot be fetched or read, or does not fit what it is loaded into.
+        """
+        try:
+            return super().load(path, *args, **kwargs)
+        except ConfigError:
+            raise
+        except Exception as error:  # the file is right, so that only what it holds can be wrong
+            raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".pkl"):
-            with open(filename, "rb") as f:
-                _ArrayUnpickler(f, encoding="latin1").load()  # a first reading, to refuse what is foreign
-        return super()._load_file(filename)
+        if filename.endswith((".pkl", ".pyth")):  # detectron2 would run what is in these
+            return read_checkpoint(filename)
+        return super()._load_file(filename)  # by _torch_load
 
     def _torch_load(self, filename: str) -> dict[str, Any]:
-        return torch.load(filename, map_location="cpu", weights_only=True)
+        return read_checkpoint(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]):
         self.incompatible = super()._load_model(checkpoint)
@@ -141,21 +135,8 @@ def find_resumable(folder: str) -> Resumable:
 def _find_damage(file: str) -> str:
     """Why a run cannot be resumed from a file, or ""."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()  # torch itself looks at no check sums
-        if damaged:
-            return f"{damaged} in it is damaged"
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        return str(error).splitlines()[0]
+        state = read_checkpoint(file)
+    except CheckpointError as error:
+        return str(error)
     lacking = {"model", "trainer", "iteration"} - set(state)
     return f"it is of no training: it has no {' and no '.join(sorted(lacking))}" if lacking else ""
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(
-                f"the file holds a {module}.{name}; only dictionaries of NumPy arrays are admitted"
-            )
-        return super().find_class(module, name)

@@ -6,13 +6,18 @@ import os
 import tempfile
 
 import torch
-import yaml
 
 from pwlu_det.activations.acon import MODES as META_ACON_MODES
 from pwlu_det.activations.build import POSITIONS, STAGES, get_family_for_resnet
 from pwlu_det.activations.pau import STARTS as PAU_STARTS
 
 AMP_DTYPES = ("float16", "bfloat16")
+MASK_FORMATS = ("polygon", "bitmask")
+
+# Of numbers that could be any, but for memory and for the range of float32.
+MAX_COUNT = 1024
+MAX_HINGES = 32  # of APL: its kernels hold 64 parameters of a channel
+MAX_WIDTH = 1e6
 
 _STOCK_BACKBONES = (
     "build_resnet_backbone",
@@ -105,14 +110,19 @@ def load_config(config_file: str, overrides: list[str]):
 
     cfg = get_cfg()
     add_pwlu_config(cfg)
+    defaults = cfg.clone()
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
-    except (AssertionError, KeyError, ValueError, OSError, yaml.YAMLError) as error:
+    except RecursionError as error:
+        why = "it is nested too deeply, or is its own _BASE_"
+        raise ConfigError(f"--config-file {config_file}: {why}") from error
+    except Exception as error:  # YAML may hold anything, and detectron2 takes it for a config at once
         raise ConfigError(f"--config-file {config_file}: {_text(error)}") from error
     try:
         cfg.merge_from_list(overrides)
-    except (AssertionError, KeyError, ValueError) as error:
+    except Exception as error:  # as above: each value is a Python literal
         raise ConfigError(f"command line: {_text(error)}") from error
+    _check_no_none(cfg, defaults)
     return cfg
 
 
@@ -136,13 +146,14 @@ def check_config(cfg, num_processes: int = 1) -> None:
         backbone,
         f"{backbone.replace('build_', 'build_act_', 1)} for MODEL.ACTIVATION.NAME {node.NAME!r}",
     )
-    _check(node.LR_FACTOR >= 0, "MODEL.ACTIVATION.LR_FACTOR", node.LR_FACTOR, "at least 0")
-    _check(node.WEIGHT_DECAY >= 0, "MODEL.ACTIVATION.WEIGHT_DECAY", node.WEIGHT_DECAY, "at least 0")
+    mask_format = cfg.INPUT.MASK_FORMAT
+    _check(mask_format in MASK_FORMATS, "INPUT.MASK_FORMAT", mask_format, f"one of {', '.join(MASK_FORMATS)}")
+    for key in ("LR_FACTOR", "WEIGHT_DECAY"):
+        _check(0 <= node[key] < float("inf"), f"MODEL.ACTIVATION.{key}", node[key], "at least 0, and finite")
     if node.NAME == "pwlu":
         _check_pwlu(node.PWLU)
     elif node.NAME == "apl":
-        hinges = node.APL.NUM_HINGES
-        _check(hinges >= 1, "MODEL.ACTIVATION.APL.NUM_HINGES", hinges, "at least 1")
+        _check_count("MODEL.ACTIVATION.APL.NUM_HINGES", node.APL.NUM_HINGES, MAX_HINGES)
     elif node.NAME in ("pau", "rpau"):
         _check_pau(node.NAME.upper(), node[node.NAME.upper()])
     elif node.NAME == "meta_acon":
@@ -173,50 +184,55 @@ def check_training(cfg, num_processes: int = 1) -> None:
         _check(norm != "FrozenBN", "MODEL.RESNETS.NORM", norm, f"BN, SyncBN or GN {why}")
 
 
-def check_files(cfg, resume: bool, training: bool) -> None:
-    """Check that the data sets and the weights exist, and that the output folder can be written.
+def check_files(cfg, resume: bool, training: bool) -> list[str]:
+    """Check that the data sets and the weights can be used, and that the output folder can be written.
+
+    Returns:
+        Lines for the log, on what is left out of the data sets.
 
     Raises:
         ConfigError: see the class.
     """
+    from pwlu_det.data.check import check_datasets
+
     _check_device(cfg.MODEL.DEVICE)
-    for key in ("TRAIN", "TEST") if training else ("TEST",):
-        for name in cfg.DATASETS[key]:
-            _check_dataset(f"DATASETS.{key}", name)
     _check(not training or cfg.DATASETS.TRAIN, "DATASETS.TRAIN", cfg.DATASETS.TRAIN, "one data set or more")
     weights = cfg.MODEL.WEIGHTS
     if not (resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
         _check(training or weights, "MODEL.WEIGHTS", weights, "the file to evaluate, or use --resume")
-        path = weights.split("?")[0]  # detectron2 takes options behind it
-        exists = not path or "://" in path or os.path.isfile(path)
-        _check(exists, "MODEL.WEIGHTS", weights, "a file that exists")
+        _check_weights(weights)
+    notes = check_datasets(cfg, training)
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         with tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for what cannot be a name
         raise ConfigError(f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be written: {error}") from error
+    return notes
 
 
-def _check_device(device: str) -> None:
-    usable = not device.startswith("cuda") or torch.cuda.is_available()
-    _check(usable, "MODEL.DEVICE", device, "'cpu' on this machine: torch finds no GPU")
+def _check_weights(weights: str) -> None:
+    from pwlu_det.weights import read_checkpoint
+
+    path, _, options = weights.partition("?")  # as detectron2 has it
+    known = options in ("", "matching_heuristics=True")
+    _check(known, "MODEL.WEIGHTS", weights, "a path, which ?matching_heuristics=True may follow")
+    if path and "://" not in path:
+        _check(os.path.isfile(path), "MODEL.WEIGHTS", weights, "a file that exists")
+        read_checkpoint(path)  # here, to know it before anything is built
 
 
-def _check_dataset(key: str, name: str) -> None:
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    if name not in DatasetCatalog.list():
-        raise ConfigError(f"{key}: unknown data set '{name}'; known are {', '.join(DatasetCatalog.list())}")
+def _check_device(name: str) -> None:
     try:
-        annotations = MetadataCatalog.get(name).get("json_file")
-    except (OSError, ImportError) as error:  # the digits cannot be made
-        raise ConfigError(f"{key}: {error}") from error
-    if annotations and not os.path.isfile(annotations):
+        device = torch.device(name)
+    except RuntimeError as error:
         raise ConfigError(
-            f"{key}: data set '{name}' is not there: no file {annotations}. The environment variable "
-            "DETECTRON2_DATASETS names the folder that holds detectron2's data sets (default ./datasets)."
-        )
+            f"MODEL.DEVICE is {name!r}; it must be a device that torch knows, as 'cpu'"
+        ) from error
+    if device.type == "cuda":
+        number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        _check(number > 0, "MODEL.DEVICE", name, "'cpu' on this machine: torch finds no GPU")
+        _check((device.index or 0) < number, "MODEL.DEVICE", name, f"one of {number} GPUs: cuda:0 and so on")
 
 
 def check_phase1_iters(phase1_iters: int, key: str, max_iter: int) -> None:
@@ -235,18 +251,18 @@ def check_phase1_iters(phase1_iters: int, key: str, max_iter: int) -> None:
 def _check_pwlu(node) -> None:
     prefix = "MODEL.ACTIVATION.PWLU."
     n = node.NUM_INTERVALS
-    _check(n >= 1, prefix + "NUM_INTERVALS", n, "at least 1")
+    _check_count(prefix + "NUM_INTERVALS", n)
     _check(
         n % 2 == 0 or (node.REALIGN and node.PHASE1_ITERS != 0),
         prefix + "NUM_INTERVALS",
         n,
         "even where it learns from the start (REALIGN False or PHASE1_ITERS 0): else it cannot start as ReLU",
     )
-    _check(0 < node.INIT_BOUND < float("inf"), prefix + "INIT_BOUND", node.INIT_BOUND, "positive")
+    for key in ("INIT_BOUND", "NUM_SIGMA"):
+        _check(0 < node[key] <= MAX_WIDTH, prefix + key, node[key], f"positive and at most {MAX_WIDTH:g}")
     _check(node.PHASE1_ITERS >= -1, prefix + "PHASE1_ITERS", node.PHASE1_ITERS, "at least 0, or -1 (unset)")
     _check(node.PHASE1_EPOCHS >= 0, prefix + "PHASE1_EPOCHS", node.PHASE1_EPOCHS, "at least 0")
     _check(0 <= node.STAT_MOMENTUM < 1, prefix + "STAT_MOMENTUM", node.STAT_MOMENTUM, "in [0, 1)")
-    _check(0 < node.NUM_SIGMA < float("inf"), prefix + "NUM_SIGMA", node.NUM_SIGMA, "positive")
 
 
 def _check_pau(name: str, node) -> None:
@@ -259,7 +275,7 @@ def _check_pau(name: str, node) -> None:
 def _check_meta_acon(node, norm: str) -> None:
     prefix = "MODEL.ACTIVATION.META_ACON."
     _check(node.MODE in META_ACON_MODES, prefix + "MODE", node.MODE, f"one of {', '.join(META_ACON_MODES)}")
-    _check(node.REDUCTION >= 1, prefix + "REDUCTION", node.REDUCTION, "at least 1")
+    _check_count(prefix + "REDUCTION", node.REDUCTION)
     _check(
         norm != "GN" or node.MODE != "channel",
         "MODEL.RESNETS.NORM",
@@ -276,8 +292,22 @@ def _check_norms(cfg, num_processes: int) -> None:
         _check(norm != "SyncBN", f"MODEL.{part}.NORM", norm, "BN or GN: torch's SyncBN works on GPUs only")
 
 
+def _check_no_none(cfg, defaults, prefix: str = "") -> None:
+    """A merge lets nothing take the place of any value, where it keeps all other types."""
+    for key, default in defaults.items():
+        if isinstance(default, dict):
+            _check_no_none(cfg[key], default, f"{prefix}{key}.")
+        else:
+            allowed = f"a {type(default).__name__}, as is its default {default!r}"
+            _check(cfg[key] is not None or default is None, prefix + key, None, allowed)
+
+
+def _check_count(key: str, number: int, most: int = MAX_COUNT) -> None:
+    _check(1 <= number <= most, key, number, f"at least 1 and at most {most}")
+
+
 def _check_subset(key: str, chosen: list[str], allowed: tuple[str, ...]) -> None:
-    _check(set(chosen) <= set(allowed), key, chosen, f"out of {', '.join(allowed)}, or empty")
+    _check(all(name in allowed for name in chosen), key, chosen, f"out of {', '.join(allowed)}, or empty")
 
 
 def _check(fits: bool, key: str, value, allowed: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-import torch
 from detectron2.modeling import build_model
 from torch import nn
 
 from pwlu_det.checkpoint import Checkpointer
 from pwlu_det.config import ConfigError
+from pwlu_det.files import atomic_save
 
 
 def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> None:
@@ -45,7 +45,10 @@ def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> 
     backbone = model.backbone
     state = (backbone.bottom_up if bottom_up else backbone).state_dict()
     state = {key.removeprefix("bottom_up."): value for key, value in state.items()}
-    torch.save({"model": state, "__author__": "pwlu_det", "matching_heuristics": True}, output)
+    try:
+        atomic_save({"model": state, "__author__": "pwlu_det", "matching_heuristics": True}, output)
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error}") from error
 
 
 def _load(model: nn.Module, weights: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
 import yaml
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -13,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pwlu_det.randomness import seed_all
+from pwlu_det.weights import CheckpointError, read_checkpoint
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -101,9 +101,12 @@ def settle_seed(cfg, resumed: str = ""):
 
 
 def _saved_config(checkpoint: str) -> dict | None:
-    trainer = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["trainer"]
-    state = trainer.get("hooks", {}).get(ExactResume.__qualname__)
-    return yaml.safe_load(state["config"]) if state else None
+    trainer = read_checkpoint(checkpoint)["trainer"]
+    try:
+        state = trainer.get("hooks", {}).get(ExactResume.__qualname__)
+        return dict(yaml.safe_load(state["config"])) if state else None
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{checkpoint} has a trainer's state that is of no training: {error}") from error
 
 
 def _flatten(node: dict, prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import types
 import weakref
 
 import torch
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PreciseBN
 from detectron2.evaluation import COCOEvaluator
@@ -18,6 +19,7 @@ from torch import nn
 from pwlu_det.activations.build import activation_parameters, convolution_biases
 from pwlu_det.checkpoint import Checkpointer
 from pwlu_det.config import check_phase1_iters
+from pwlu_det.data.mapper import Mapper
 from pwlu_det.data.stream import build_train_loader
 from pwlu_det.phases import TwoPhaseHook
 from pwlu_det.precision import build_step_trainer
@@ -134,6 +136,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg):
         return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))
 
     @classmethod
     def build_optimizer(cls, cfg, model):

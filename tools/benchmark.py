@@ -36,6 +36,7 @@ def main() -> None:
     import torch
 
     from pwlu_det.analysis.benchmark.table import header
+    from pwlu_det.files import atomic_writer
 
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, and torch finds no GPU on this machine; cpu is allowed")
@@ -51,7 +52,11 @@ def main() -> None:
     except ValueError as error:  # an argument that only the registry or a config can check
         parser.error(str(error))
     if args.output:
-        args.output.write_text("\n".join(texts))
+        try:
+            with atomic_writer(str(args.output)) as f:
+                f.write("\n".join(texts).encode())
+        except OSError as error:
+            parser.error(f"--output {args.output} cannot be written: {error}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     common.add_argument(
         "--seconds",
-        type=float,
+        type=seconds,
         default=1.0,
         help="of warm-up, and of timing, for each row and run (default: 1)",
     )
@@ -130,6 +135,13 @@ def positive_int(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and finite")
     return number
 
 

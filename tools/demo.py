@@ -22,7 +22,8 @@ def main() -> None:
     output = Path(args.output)
     model, backbone = output / "model_final.pth", output / "backbone.pth"
 
-    run("train_net.py", "--config-file", CONFIG, "OUTPUT_DIR", output, *args.opts)
+    # Quoted: what stands unquoted for a number, or for None, is one.
+    run("train_net.py", "--config-file", CONFIG, "OUTPUT_DIR", repr(str(output)), *args.opts)
     run("export_backbone.py", "--config-file", CONFIG, "--weights", model, "--output", backbone)
 
     config = os.path.relpath(CONFIG)
@@ -45,7 +46,9 @@ Try next:
 
 
 def run(tool: str, *arguments) -> None:
-    subprocess.run([sys.executable, str(TOOLS / tool), *map(str, arguments)], check=True)
+    done = subprocess.run([sys.executable, str(TOOLS / tool), *map(str, arguments)])
+    if done.returncode:  # it has said why
+        sys.exit(done.returncode)
 
 
 def last_ap50(metrics: Path) -> float:

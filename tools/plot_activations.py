@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-
-import torch
 
 from pwlu_det.analysis.plots import plot_pwlus
+from pwlu_det.config import ConfigError
+from pwlu_det.weights import read_checkpoint
 
 
 def main() -> None:
@@ -18,13 +17,16 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, e.g. a .png")
     args = parser.parse_args()
-    if not Path(args.weights).is_file():
-        parser.error(f"--weights: there is no file {args.weights}")
-    state = torch.load(args.weights, map_location="cpu", weights_only=True)["model"]
     try:
-        plot_pwlus(state, Path(args.output))
+        state = read_checkpoint(args.weights)["model"]
+    except ConfigError as error:
+        parser.error(f"--weights {error}")
+    try:
+        plot_pwlus(state, args.output)
     except ValueError as error:
         parser.error(f"--weights {args.weights}: {error}")
+    except OSError as error:
+        parser.error(f"--output {args.output} cannot be written: {error}")
     print(f"Picture written to {args.output}")
 
 

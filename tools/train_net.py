@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from detectron2.engine import default_argument_parser, default_setup, launch
@@ -16,31 +17,41 @@ from pwlu_det.processes import share_cores, watch_processes
 from pwlu_det.resume import settle_seed
 from pwlu_det.trainer import Trainer
 
-WRONG_USE = 2  # exit status, as argparse has it
+logger = logging.getLogger("detectron2.train_net")
+WRONG_USE, FAILED = 2, 1  # exit status, as argparse and Python have it
 
 
-def main(args, cfg):
+def main(args, cfg, notes):
     if cfg.MODEL.DEVICE == "cpu":
         share_cores(args.num_gpus)
     try:
         with watch_processes():
-            return evaluate(args, cfg) if args.eval_only else train(args, cfg)
+            return evaluate(args, cfg, notes) if args.eval_only else train(args, cfg, notes)
     except ConfigError as error:
         if comm.is_main_process():
             print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(WRONG_USE)
+    except OSError as error:  # a full disk; where it was in the training, detectron2 has logged
+        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        sys.exit(FAILED)
 
 
-def train(args, cfg):
-    cfg = settle_seed(cfg, find_resumable(cfg.OUTPUT_DIR).file if args.resume else "")
+def set_up(args, cfg, notes):
     default_setup(cfg, args)
+    for note in notes:
+        logger.info(note)
+
+
+def train(args, cfg, notes):
+    cfg = settle_seed(cfg, find_resumable(cfg.OUTPUT_DIR).file if args.resume else "")
+    set_up(args, cfg, notes)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
-def evaluate(args, cfg):
-    default_setup(cfg, args)
+def evaluate(args, cfg, notes):
+    set_up(args, cfg, notes)
     model = Trainer.build_model(cfg)
     Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
@@ -59,7 +70,7 @@ def invoke_main() -> None:
         check_config(cfg, num_processes)
         if not args.eval_only:
             check_training(cfg, num_processes)
-        check_files(cfg, resume=args.resume, training=not args.eval_only)
+        notes = check_files(cfg, resume=args.resume, training=not args.eval_only)
     except ConfigError as error:
         parser.error(str(error))
     try:
@@ -69,7 +80,7 @@ def invoke_main() -> None:
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args, cfg),
+            args=(args, cfg, notes),
         )
     except ProcessExitedException as error:  # it has said why
         sys.exit(error.exit_code or 1)

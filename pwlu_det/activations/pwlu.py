@@ -127,11 +127,15 @@ class PWLU(nn.Module):
 
     @torch.no_grad()
     def update_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Equation 5 with the per-channel mean and population standard deviation of one batch, ``[C]``."""
+        """Equation 5 with the per-channel mean and population standard deviation of one batch, ``[C]``.
+
+        A batch in which one of these is infinite or NaN does not count: the running ones would never recover.
+        """
+        counts = (mean.isfinite() & std.isfinite()).all()
         momentum = torch.where(self.num_batches == 0, 0.0, self.stat_momentum)
-        self.running_mean.mul_(momentum).add_((1 - momentum) * mean)
-        self.running_std.mul_(momentum).add_((1 - momentum) * std)
-        self.num_batches += 1
+        for running, new in ((self.running_mean, mean), (self.running_std, std)):
+            running.copy_(torch.where(counts, running * momentum + (1 - momentum) * new, running))
+        self.num_batches += counts
 
     @torch.no_grad()
     def realign(self) -> None:

@@ -10,12 +10,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import build_detection_train_loader
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.common import ToIterableDataset
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pwlu_det.data.mapper import Mapper
 from pwlu_det.randomness import seeded
 
 Draw = tuple[int, int]
@@ -42,7 +43,7 @@ def build_train_loader(cfg) -> DataLoader:
         wide=[images[i]["width"] > images[i]["height"] for i in range(len(images))] if grouping else None,
     )
     return DataLoader(
-        SeededImages(images, DatasetMapper(cfg, is_train=True), cfg.SEED),
+        SeededImages(images, Mapper(cfg, is_train=True), cfg.SEED),
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,

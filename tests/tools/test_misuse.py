@@ -1,11 +1,18 @@
 """Wrong input ends in one clear error before anything is built."""
 
+import json
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
 
+import coco
 import pytest
+from detectron2.data import Metadata, MetadataCatalog
+
+from pwlu_det import ConfigError
+from pwlu_det.data.mapper import Mapper
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
@@ -115,6 +122,108 @@ def test_phase_1_in_epochs_that_is_too_long(run_tool, tmp_path):
     assert "train_net.py: error: MODEL.ACTIVATION.PWLU.PHASE1_EPOCHS: phase I would last 2500 iter" in output
     assert "Traceback" not in output
     assert "Starting training" not in output
+
+
+def write_coco(folder, monkeypatch, change):
+    """detectron2's coco_2017_train and _val with something wrong in them."""
+    coco.write_coco(folder)
+    file = folder / "coco/annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    change(content, folder / "coco/train2017")
+    file.write_text(json.dumps(content))
+    for split in ("train", "val"):
+        name = f"coco_2017_{split}"
+        stock = MetadataCatalog.get(name).as_dict()
+        json_file = folder / f"coco/annotations/instances_{split}2017.json"
+        paths = {"json_file": str(json_file), "image_root": str(folder / f"coco/{split}2017")}
+        monkeypatch.setitem(MetadataCatalog.data, name, Metadata(**{**stock, **paths}))
+
+
+COCO_FAULTS = {
+    "NaN box": (
+        lambda content, images: content["annotations"][3].update(bbox=[1, 2, float("nan"), 4]),
+        "annotation 4: bbox is [1, 2, nan, 4]; it must be [x, y, width, height]",
+    ),
+    "unknown category": (
+        lambda content, images: content["annotations"][3].update(category_id=12),
+        "annotation 4: category_id is 12; it must be the id of one of the categories",
+    ),
+    "no images": (lambda content, images: content.pop("images"), "images is None; it must be a list"),
+    "missing image": (
+        lambda content, images: (images / "000000000002.jpg").unlink(),
+        "1 of its 6 images are not there; the first is",
+    ),
+    "all crowd": (
+        lambda content, images: [a.update(iscrowd=1) for a in content["annotations"]],
+        "it has no object to train on: 6 images, 12 annotations; left out: 12 crowds",
+    ),
+    "other classes": (
+        lambda content, images: content["categories"].reverse() or content["categories"][0].update(name="x"),
+        "its categories are not those of data set 'coco_2017_train'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COCO_FAULTS)
+def test_a_wrong_coco_file_is_one_clear_error_before_the_training(case, monkeypatch, capsys, tmp_path):
+    change, message = COCO_FAULTS[case]
+    write_coco(tmp_path, monkeypatch, change)
+    monkeypatch.chdir(tmp_path)
+    config = ROOT / "configs/coco/retinanet_R_50_FPN_3x_pwlu.yaml"
+    error = run(monkeypatch, capsys, "train_net.py", "--config-file", config, "MODEL.DEVICE", "cpu")
+    assert message in error.replace("\n", " ") and "Traceback" not in error
+    assert not (tmp_path / "output").exists()
+
+
+def test_too_few_classes(monkeypatch, capsys):
+    error = run(
+        monkeypatch, capsys, "train_net.py", "--config-file", QUICKSTART, "MODEL.RETINANET.NUM_CLASSES", 9
+    )
+    assert "NUM_CLASSES is 9; it must be at least 10, the classes of 'digits_train'" in error.replace(
+        "\n", " "
+    )
+
+
+def test_a_broken_image_is_named(cfg, tmp_path):
+    (tmp_path / "broken é.jpg").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match=r"image .*broken é\.jpg cannot be used: cannot identify"):
+        Mapper(cfg, is_train=True)({"file_name": str(tmp_path / "broken é.jpg"), "height": 3, "width": 3})
+
+
+FULL_DISK = """
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_full_disk_in_training_is_one_clear_error(run_tool, tmp_path):
+    """No file may grow beyond 2 MB, which a checkpoint has to."""
+    (tmp_path / "full_disk.py").write_text(FULL_DISK)
+    short = [
+        "SOLVER.MAX_ITER",
+        2,
+        "SOLVER.CHECKPOINT_PERIOD",
+        1,
+        PWLU + "PHASE1_ITERS",
+        1,
+        "DATASETS.TEST",
+        "()",
+    ]
+    arguments = [
+        ROOT / "tools/train_net.py",
+        "--config-file",
+        QUICKSTART,
+        "OUTPUT_DIR",
+        tmp_path / "out",
+        *short,
+    ]
+    output = run_tool(tmp_path / "full_disk.py", *arguments, code=1)
+    last = output.splitlines()[-1]
+    assert re.search(r"train_net.py: error: \[Errno 27\] File too large: '.*out/model_0000000.pth'$", last)
+    assert not [name for name in os.listdir(tmp_path / "out") if ".pth" in name or name == "last_checkpoint"]
 
 
 EXPORT = {

@@ -1,0 +1,90 @@
+"""Checking the data sets of a config before anything is built."""
+
+from __future__ import annotations
+
+import os
+
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+
+from pwlu_det.array_pickle import load_arrays
+from pwlu_det.config import ConfigError
+from pwlu_det.data.coco import Summary, Use, check_coco
+
+_CLASS_COUNTS = {"RetinaNet": "RETINANET", "GeneralizedRCNN": "ROI_HEADS"}
+
+
+def check_datasets(cfg, training: bool) -> list[str]:
+    """Check that the data sets are there and, where they are in COCO's format, that all in them can be used.
+
+    Returns:
+        A line for the log for each, with what detectron2 will leave out.
+
+    Raises:
+        ConfigError: see the class.
+    """
+    notes = []
+    for key in ("TRAIN", "TEST") if training else ("TEST",):
+        summaries: dict[str, Summary] = {}
+        for name in cfg.DATASETS[key]:
+            metadata = _find(f"DATASETS.{key}", name)
+            if metadata.get("evaluator_type") == "coco":
+                use = Use(key == "TRAIN", cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "")
+                summary = summaries[name] = check_coco(metadata.json_file, metadata.image_root, use)
+                _check_classes(cfg, metadata, summary.classes, use.training)
+                notes.append(f"{name}: {summary.note}")
+        if key == "TRAIN" and len(summaries) == len(cfg.DATASETS.TRAIN):
+            _check_together(cfg, summaries)
+        if cfg.MODEL.LOAD_PROPOSALS:
+            _check_proposals(f"DATASETS.PROPOSAL_FILES_{key}", cfg.DATASETS[f"PROPOSAL_FILES_{key}"])
+    return notes
+
+
+def _find(key: str, name: str) -> Metadata:
+    if name not in DatasetCatalog.list():
+        raise ConfigError(f"{key}: unknown data set '{name}'; known are {', '.join(DatasetCatalog.list())}")
+    metadata = MetadataCatalog.get(name)
+    try:
+        annotations = metadata.get("json_file")
+    except (OSError, ImportError) as error:  # the digits cannot be made
+        raise ConfigError(f"{key}: {error}") from error
+    if annotations and not os.path.isfile(annotations):
+        raise ConfigError(
+            f"{key}: data set '{name}' is not there: no file {annotations}. The environment variable "
+            "DETECTRON2_DATASETS names the folder that holds detectron2's data sets (default ./datasets)."
+        )
+    return metadata
+
+
+def _check_classes(cfg, metadata: Metadata, classes: list[str], training: bool) -> None:
+    known = metadata.get("thing_classes", classes)
+    if list(known) != classes:
+        raise ConfigError(
+            f"{metadata.json_file}: its categories are not those of data set '{metadata.name}': it has "
+            f"{len(classes)}, and {len(known)} were registered; names and order must be the same"
+        )
+    part = _CLASS_COUNTS.get(cfg.MODEL.META_ARCHITECTURE)
+    if part is None:
+        return
+    number = cfg.MODEL[part].NUM_CLASSES
+    if number < len(classes) if training else number > len(classes):
+        allowed = f"at {'least' if training else 'most'} {len(classes)}, the classes of '{metadata.name}'"
+        raise ConfigError(f"MODEL.{part}.NUM_CLASSES is {number}; it must be {allowed}")
+
+
+def _check_together(cfg, summaries: dict[str, Summary]) -> None:
+    if len({tuple(summary.classes) for summary in summaries.values()}) > 1:
+        raise ConfigError(f"DATASETS.TRAIN is {cfg.DATASETS.TRAIN}; all must have the same classes")
+    usable = sum(summary.num_instances for summary in summaries.values())
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and not usable:
+        notes = "; ".join(summary.note for summary in summaries.values())
+        raise ConfigError(f"DATASETS.TRAIN is {cfg.DATASETS.TRAIN}; it has no object to train on: {notes}")
+
+
+def _check_proposals(key: str, files: tuple[str, ...]) -> None:
+    """detectron2 would run what is in these."""
+    for file in files:
+        try:
+            with open(file, "rb") as f:
+                load_arrays(f)
+        except Exception as error:  # whatever a broken pickle makes of a reader
+            raise ConfigError(f"{key}: {file} is not a pickle of NumPy arrays: {error}") from error

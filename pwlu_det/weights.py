@@ -1,0 +1,114 @@
+"""Reading files of weights, of which nothing is trusted."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pwlu_det.array_pickle import load_arrays
+from pwlu_det.config import ConfigError
+
+_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files by torch before 1.6: a magic number
+
+
+class CheckpointError(ConfigError):
+    """A file that cannot be used as a checkpoint; the message names it and says why."""
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a file of weights without running code from it.
+
+    What is read goes by the name, as in detectron2: ``.pkl`` is a pickle of NumPy arrays (detectron2's or
+    Caffe2's names), ``.pyth`` is pycls's, and all else is a file by ``torch.save``, with ``model`` in it or a
+    bare state dict.
+
+    Returns:
+        A dictionary whose ``model`` maps names to dense tensors on the CPU. Beside it are ``__author__`` and
+        ``matching_heuristics``, by which detectron2 maps names, and whatever else the file holds.
+
+    Raises:
+        CheckpointError: the file cannot be read, would run code, or holds no weights.
+    """
+    try:
+        if path.endswith(".pkl"):
+            checkpoint = _read_pkl(path)
+        elif path.endswith(".pyth"):
+            checkpoint = _read_pycls(path)
+        else:
+            checkpoint = _read_torch(path)
+            if "model" not in checkpoint:
+                checkpoint = {"model": checkpoint}
+        _check_model(checkpoint["model"])
+    except Exception as error:  # there is nothing that a broken or malicious file cannot make a reader raise
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: {_reason(error)}. It must be a .pth file of tensors or "
+            "a .pkl file of NumPy arrays."
+        ) from error
+    return checkpoint
+
+
+def _read_pkl(path: str) -> dict[str, Any]:
+    with open(path, "rb") as f:
+        content = _as_dict(load_arrays(f))
+    if "model" in content and "__author__" in content:
+        return {**content, "model": _as_tensors(_as_dict(content["model"]))}
+    arrays = _as_dict(content.get("blobs", content))  # detectors have "blobs", classifiers do not
+    arrays = {name: value for name, value in arrays.items() if not str(name).endswith("_momentum")}
+    return {"model": _as_tensors(arrays), "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _read_pycls(path: str) -> dict[str, Any]:
+    model = _as_dict(_read_torch(path)["model_state"])
+    model = {name: value for name, value in model.items() if not str(name).endswith("num_batches_tracked")}
+    return {"model": model, "__author__": "pycls", "matching_heuristics": True}
+
+
+def _read_torch(path: str) -> dict[str, Any]:
+    with open(path, "rb") as f:
+        start = f.read(len(_LEGACY_START))
+    if start.startswith(b"PK"):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch looks at no check sums
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged")
+    elif start != _LEGACY_START:
+        raise ValueError("it is not by torch.save" if start else "it is empty")
+    return _as_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _check_model(model: Any) -> None:
+    if not _as_dict(model):
+        raise ValueError("it holds no tensors")
+    for name, value in model.items():
+        if not isinstance(name, str):
+            raise ValueError(f"it has a name {name!r}, which is not a string")
+        if type(value) not in (Tensor, nn.Parameter):
+            raise ValueError(f"its {name!r} is a {type(value).__name__}, and not a tensor")
+        dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not dense or value.is_complex():
+            raise ValueError(f"its {name!r} is not a dense tensor of real numbers")
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}, and not a dictionary")
+    return value
+
+
+def _as_tensors(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for name, a in arrays.items()}
+
+
+def _reason(error: Exception) -> str:
+    asked = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's text says how to run it all the same
+    if asked:
+        return f"the file asks for {asked[1]}; only tensors are admitted"
+    text = str(error).strip().split("\n")[0][:300]
+    speaks = isinstance(error, (ValueError, OSError, UnpicklingError)) and text
+    return text if speaks else f"{type(error).__name__} {text}".strip()

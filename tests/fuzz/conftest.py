@@ -1,0 +1,15 @@
+from fuzzing import REFUSED, WORKED, outcomes
+
+
+def pytest_terminal_summary(terminalreporter):
+    targets = sorted({target for target, _ in outcomes})
+    if not targets:
+        return
+    rows = [("target", "inputs", REFUSED, WORKED)]
+    for target in targets:
+        refused, worked = outcomes[target, REFUSED], outcomes[target, WORKED]
+        rows.append((target, refused + worked, refused, worked))
+    rows.append(("all", *(sum(row[column] for row in rows[1:]) for column in (1, 2, 3))))
+    terminalreporter.section("hostile inputs")
+    for row in rows:
+        terminalreporter.line("{:40} {:>8} {:>8} {:>8}".format(*row))
