@@ -54,13 +54,13 @@ class Checkpointer(DetectionCheckpointer):
             logger.warning(f"{damaged} cannot be resumed ({why}): taking {file} in its place")
         if any(other != file for other in comm.all_gather(file)):
             raise ConfigError(
-                f"OUTPUT_DIR {self.save_dir}: the processes do not see the same checkpoints there. To resume, "
-                "all machines need it on a file system that they share."
+                f"OUTPUT_DIR {self.save_dir}: the processes do not see the same checkpoints there. To "
+                "resume, all machines need it on a file system that they share."
             )
         return file
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As detectron2's, but a damaged checkpoint is passed over, and one to resume has to fit the whole model.
+        """As detectron2's, but a damaged checkpoint is passed over, and one to resume has to fit the model.
 
         Raises:
             ConfigError: it does not fit, or there is none to take.
@@ -94,8 +94,8 @@ class Checkpointer(DetectionCheckpointer):
         unfit = [key for keys in self.incompatible for key in keys]
         if self._resumes and unfit:
             raise ConfigError(
-                f"--resume: {self.resumable} is not of this model: {len(unfit)} tensors are missing, of another "
-                f"shape or too many, the first is {unfit[0]}"
+                f"--resume: {self.resumable} is not of this model: {len(unfit)} tensors are missing, of "
+                f"another shape or too many, the first is {unfit[0]}"
             )
         return self.incompatible
 
@@ -108,7 +108,7 @@ class Resumable(NamedTuple):
 
 
 def find_resumable(folder: str) -> Resumable:
-    """The checkpoint in ``folder`` that ``last_checkpoint`` names or, where that is damaged, the newest whole one.
+    """The checkpoint that ``folder/last_checkpoint`` names or, where that is damaged, the newest whole one.
 
     Raises:
         ConfigError: there are some, but none is whole.
@@ -128,7 +128,7 @@ def find_resumable(folder: str) -> Resumable:
         damages[file] = why
     listed = "".join(f"\n  {file}: {why}" for file, why in damages.items())
     raise ConfigError(
-        f"--resume: OUTPUT_DIR {folder} has no whole checkpoint. Without --resume the run starts anew.{listed}"
+        f"--resume: OUTPUT_DIR {folder} has no whole checkpoint; without it the run starts anew.{listed}"
     )
 
 

@@ -59,9 +59,7 @@ def _watch(done: threading.Event, seconds: float, patience: int) -> None:
 
 
 def _end(reason: str) -> None:
-    logger.error(
-        f"Process {comm.get_rank()} ends: {reason}. --resume goes on from the last checkpoint."
-    )
+    logger.error(f"Process {comm.get_rank()} ends: {reason}. --resume goes on from the last checkpoint.")
     logging.shutdown()
     os._exit(1)  # the main thread waits in a collective, where no exception would reach it
 

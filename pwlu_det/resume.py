@@ -65,9 +65,7 @@ def warn_of_changes(checkpoint: str, cfg) -> None:
     """Log what matters to training and differs between ``cfg`` and the config of the run to be resumed."""
     saved = _saved_config(checkpoint)
     if saved is None:
-        logger.warning(
-            f"{checkpoint} is of another trainer, whose seed is not known: its data start over."
-        )
+        logger.warning(f"{checkpoint} is of another trainer, whose seed is not known: its data start over.")
         return
     changes = describe_changes(saved, yaml.safe_load(cfg.dump()))
     if changes:
@@ -106,7 +104,7 @@ def _saved_config(checkpoint: str) -> dict | None:
         state = trainer.get("hooks", {}).get(ExactResume.__qualname__)
         return dict(yaml.safe_load(state["config"])) if state else None
     except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{checkpoint} has a trainer's state that is of no training: {error}") from error
+        raise CheckpointError(f"{checkpoint} has no trainer's state of a training: {error}") from error
 
 
 def _flatten(node: dict, prefix: str = "") -> dict[str, Any]:

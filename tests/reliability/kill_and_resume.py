@@ -185,9 +185,7 @@ def main() -> None:
     killed = Counter(kind for kind, _ in results)
     same = Counter(kind for kind, found in results if not found)
     for kind in killed:
-        print(
-            f"{kind}: {same[kind]} of {killed[kind]} resumed runs end the same, bit for bit"
-        )
+        print(f"{kind}: {same[kind]} of {killed[kind]} resumed runs end the same, bit for bit")
     sys.exit(sum(same.values()) < len(results))
 
 
