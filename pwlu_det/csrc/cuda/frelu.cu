@@ -84,7 +84,7 @@ int launch_frelu_normalise(const Images& images, Element element, const Norm& no
 }
 
 int launch_frelu_norm_sums(const Images& images, Element element, const Norm& norm, const void* grad, const void* x,
-                           const void* conv, double* sums, double* workspace, void* stream) {
+                           const void* conv, void* sums, double* workspace, void* stream) {
   return with_pixels(images, element, [&](auto tag, const auto& items) {
     using T = typename decltype(tag)::type;
     const NormArrays<Real<T>> arrays(norm);
@@ -92,13 +92,14 @@ int launch_frelu_norm_sums(const Images& images, Element element, const Norm& no
                               kScratch, stream, items, static_cast<const T*>(grad), static_cast<const T*>(x),
                               static_cast<const T*>(conv), arrays, workspace);
     if (status != 0) return status;
-    return finish_sums<2>(items, workspace, FinishNormSums<Real<T>>{arrays, items.channels(), sums}, stream);
+    return finish_sums<2>(items, workspace,
+                          FinishNormSums<Real<T>>{arrays, items.channels(), static_cast<Real<T>*>(sums)}, stream);
   });
 }
 
 int launch_frelu_backward(const Images& images, Element element, const Convolution& convolution, const Norm* norm,
-                          const double* sums, double count, const void* grad, const void* x, const void* kept,
-                          void* grad_x, const ConvolutionGradients& gradients, double* workspace, void* stream) {
+                          const void* norm_means, const void* grad, const void* x, const void* kept, void* grad_x,
+                          const ConvolutionGradients& gradients, double* workspace, void* stream) {
   return with_strips(images, element, [&](auto tag, const auto& strips) {
     using T = typename decltype(tag)::type;
     using R = Real<T>;
@@ -109,7 +110,8 @@ int launch_frelu_backward(const Images& images, Element element, const Convoluti
                     ConvolutionArrays<R>(convolution), arrays, workspace);
     };
     const int status = norm ? run(frelu_backward_kernel<T, kLanes, BatchNorm<R>>,
-                                  typename BatchNorm<R>::Arrays{NormArrays<R>(*norm), sums, count, strips.channels()})
+                                  typename BatchNorm<R>::Arrays{NormArrays<R>(*norm),
+                                                                static_cast<const R*>(norm_means), strips.channels()})
                             : run(frelu_backward_kernel<T, kLanes, FixedNorm<R>>, typename FixedNorm<R>::Arrays{});
     if (status != 0) return status;
     const FinishConvolution<R> finish{static_cast<R*>(gradients.weight), static_cast<R*>(gradients.bias)};

@@ -43,14 +43,15 @@ int launch_frelu_convolve(const Images& images, Element element, const Convoluti
 int launch_frelu_normalise(const Images& images, Element element, const Norm& norm, const void* x, const void* conv,
                            void* y, void* stream);
 
-// The gradients of the norm's weight and bias, to sums: [2, channels].
+// The gradients of the norm's weight and bias: [2, channels].
 int launch_frelu_norm_sums(const Images& images, Element element, const Norm& norm, const void* grad, const void* x,
-                           const void* conv, double* sums, double* workspace, void* stream);
+                           const void* conv, void* sums, double* workspace, void* stream);
 
-// The gradients of x and of the convolution. In training `kept` is the convolution's output, and sums / count are
-// means over all elements that the norm's statistics are of. In inference `norm` is null, and y is kept.
+// The gradients of x and of the convolution. In training `kept` is the convolution's output, and `norm_means` are
+// these sums over the number of elements that the norm's statistics are of. In inference there is no norm, and y is
+// kept.
 int launch_frelu_backward(const Images& images, Element element, const Convolution& convolution, const Norm* norm,
-                          const double* sums, double count, const void* grad, const void* x, const void* kept,
-                          void* grad_x, const ConvolutionGradients& gradients, double* workspace, void* stream);
+                          const void* norm_means, const void* grad, const void* x, const void* kept, void* grad_x,
+                          const ConvolutionGradients& gradients, double* workspace, void* stream);
 
 }  // namespace pwlu

@@ -22,8 +22,7 @@ template <typename R>
 struct BatchNorm {
   struct Arrays {
     NormArrays<R> norm;
-    const double* sums;  // gradients of the norm's weight and bias: [2][channel]
-    double count;
+    const R* means;  // gradients of the norm's weight and bias over the number of elements: [2][channel]
     int64_t channels;
   };
   NormLine<R> line;
@@ -31,18 +30,36 @@ struct BatchNorm {
 
   __device__ BatchNorm(const Arrays& arrays, int64_t channel)
       : line(arrays.norm, channel),
-        slope(-line.scale * line.rstd * R(arrays.sums[channel] / arrays.count)),
-        offset(-line.scale * R(arrays.sums[arrays.channels + channel] / arrays.count)) {}
+        slope(-line.scale * line.rstd * arrays.means[channel]),
+        offset(-line.scale * arrays.means[arrays.channels + channel]) {}
   __device__ __forceinline__ R rival(R conv) const { return line(conv); }
   __device__ __forceinline__ R to_conv(R g, R conv) const {
     return fma(line.scale, g, fma(slope, conv - line.mean, offset));
   }
 };
 
+// The gradients that come to the convolution's output, with neighbours, and those that x gets itself, where it won.
 template <typename R>
 struct GradientRow {
   Pixels<R> to_conv;
-  R x[kColumns], to_x[kColumns];  // the gradient of x where it won
+  R to_x[kColumns], x[kColumns];
+};
+
+template <typename T, typename Norm>
+struct GradientSource {
+  const T *grad, *x, *kept;
+  Norm norm;
+
+  // Column c of the row whose first own pixel is at `at`; `there` is its distance from that.
+  __device__ __forceinline__ void load(int64_t at, int64_t there, int c, GradientRow<Real<T>>& row) const {
+    using R = Real<T>;
+    const R g = to_real((grad + at)[there]), own = to_real((x + at)[there]), other = to_real((kept + at)[there]);
+    const bool lost = norm.rival(other) > own;
+    row.to_conv[c + 1] = norm.to_conv(lost ? g : R(0), other);
+    if (c < 0 || c == kColumns) return;
+    row.to_x[c] = lost ? R(0) : g;
+    row.x[c] = own;
+  }
 };
 
 constexpr int kConvolutionSums = 10;  // nine weights and the bias
@@ -57,39 +74,27 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   R own[kConvolutionSums] = {};
   if (strips.active()) {
     const Filter<R> filter(convolution, strips.channel());
-    const Norm norm(arrays, strips.channel());
+    const GradientSource<T, Norm> source{grad, x, kept, {arrays, strips.channel()}};
     strips.for_each([&](const auto& strip) {
       const auto load = [&](int64_t at, GradientRow<R>& row) {
+        row = {};
 #pragma unroll
         for (int c = -1; c <= kColumns; ++c) {
-          R g = 0, value = 0, to_conv = 0;
-          bool lost = false;
-          if (strip.has(c)) {
-            const int64_t i = c * strips.pixel();
-            const R rival = to_real((kept + at)[i]);
-            g = to_real((grad + at)[i]);
-            value = to_real((x + at)[i]);
-            lost = norm.rival(rival) > value;
-            to_conv = norm.to_conv(lost ? g : R(0), rival);
-          }
-          row.to_conv[c + 1] = to_conv;
-          if (c < 0 || c == kColumns) continue;
-          row.x[c] = value;
-          row.to_x[c] = lost ? R(0) : g;
+          if (strip.has(c)) source.load(at, c * strips.pixel(), c, row);
         }
       };
-      walk<GradientRow<R>>(strip, strips.row(), load,
-                           [&](int64_t at, const auto& above, const auto& row, const auto& below) {
+      const auto use = [&](int64_t at, const auto& above, const auto& row, const auto& below) {
 #pragma unroll
-                             for (int c = 0; c < kColumns; ++c) {
-                               if (!strip.has(c)) continue;
-                               from_real(filter.transposed(above.to_conv, row.to_conv, below.to_conv, c, row.to_x[c]),
-                                         (grad_x + at)[c * strips.pixel()]);
-                               for_taps(above.to_conv, row.to_conv, below.to_conv, c,
-                                        [&](int k, R tap) { own[8 - k] = fma(row.x[c], tap, own[8 - k]); });
-                               own[9] += row.to_conv[c + 1];
-                             }
-                           });
+        for (int c = 0; c < kColumns; ++c) {
+          if (!strip.has(c)) continue;
+          const R by_x = filter.transposed(above.to_conv, row.to_conv, below.to_conv, c, row.to_x[c]);
+          from_real(by_x, (grad_x + at)[c * strips.pixel()]);
+          for_taps(above.to_conv, row.to_conv, below.to_conv, c,
+                   [&](int k, R tap) { own[8 - k] = fma(row.x[c], tap, own[8 - k]); });
+          own[9] += row.to_conv[c + 1];
+        }
+      };
+      walk<GradientRow<R>>(strip, strips.row(), load, use);
     });
   }
   double wide[kConvolutionSums];

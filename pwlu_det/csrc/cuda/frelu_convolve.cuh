@@ -10,7 +10,7 @@ struct PixelRow {
   Pixels<R> x;
 };
 
-// Calls use(offset, whether it is in the image, x, convolution of x) for each pixel of a strip.
+// Calls use(offset, column, x, convolution of x) for each pixel of a strip, and for those beside it in the same row.
 template <typename T, int kLanes, typename Use>
 __device__ __forceinline__ void convolve_strip(const Strips<kLanes>& strips,
                                                const typename Strips<kLanes>::Strip& strip,
@@ -25,9 +25,8 @@ __device__ __forceinline__ void convolve_strip(const Strips<kLanes>& strips,
   walk<PixelRow<R>>(strip, strips.row(), load,
                     [&](int64_t at, const auto& above, const auto& own, const auto& below) {
 #pragma unroll
-                      for (int c = 0; c < kColumns; ++c) {
+                      for (int c = 0; c < kColumns; ++c)
                         use(at, c, own.x[c + 1], filter.convolve(above.x, own.x, below.x, c));
-                      }
                     });
 }
 
@@ -40,25 +39,37 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const Filter<R> filter(arrays, strips.channel());
   strips.for_each([&](const auto& strip) {
     convolve_strip(strips, strip, filter, x, [&](int64_t at, int c, R own, R conv) {
-      T value;
-      from_real(own > conv ? own : conv, value);
-      if (strip.has(c)) (y + at)[c * strips.pixel()] = value;
+      if (strip.has(c)) from_real(own > conv ? own : conv, (y + at)[c * strips.pixel()]);
     });
   });
 }
 
-// What the convolution would give if x were the same everywhere. It is near the mean where that is large beside the
-// deviation.
+// What the convolution would give if x were a channel's first element everywhere: it is near the mean where that is
+// large beside the deviation. The sums of all threads are put together about this.
 template <typename R>
-__device__ inline R level(const Filter<R>& filter, R x) {
+__device__ inline R reference_point(const Filter<R>& filter, R first) {
   R value = filter.bias;
-  for (int k = 0; k < 9; ++k) value = fma(filter.weight[k], x, value);
+  for (int k = 0; k < 9; ++k) value = fma(filter.weight[k], first, value);
   return is_finite(value) ? value : R(0);
 }
 
-// sums is [channel][2][item], of conv - a and (conv - a)^2, where a is the level of the channel's first element. Each
-// thread takes them about a level of its own, so that in float neither a mean far from zero nor an outlier costs
-// accuracy.
+// The convolution of a strip's first pixel; 0 where it is not finite.
+template <typename T, int kLanes>
+__device__ inline Real<T> first_of(const Strips<kLanes>& strips, const typename Strips<kLanes>::Strip& strip,
+                                   const Filter<Real<T>>& filter, const T* x) {
+  Real<T> sum = filter.bias;
+#pragma unroll
+  for (int k = 0; k < 9; ++k) {
+    const int row = k / 3 - 1, column = k % 3 - 1;
+    if (!strip.has_row(row) || !strip.has(column)) continue;
+    sum = fma(filter.weight[k], to_real(x[strip.start + row * strips.row() + column * strips.pixel()]), sum);
+  }
+  return is_finite(sum) ? sum : 0;
+}
+
+// sums is [channel][2][item], of conv - a and (conv - a)^2, where a is the channel's reference point. Each thread
+// takes them about the first convolution of its own, so that in float neither a mean far from zero nor an outlier
+// costs accuracy.
 template <typename T, int kLanes>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     frelu_convolve_kernel(Strips<kLanes> strips, const T* __restrict__ x, T* __restrict__ out,
@@ -70,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     R about = 0, sum = 0, squares = 0;
     int count = 0;
     strips.for_each([&](const auto& strip) {
-      if (count == 0) about = level(filter, to_real(x[strip.start]));
+      if (count == 0) about = first_of(strips, strip, filter, x);
       convolve_strip(strips, strip, filter, x, [&](int64_t at, int c, R, R conv) {
         T kept;
         from_real(conv, kept);
@@ -81,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       });
       count += strip.rows * int(min(unsigned(kColumns), strip.columns));
     });
-    const double shift = double(about) - level(filter, to_real(x[strips.channel() * strips.plane()]));
+    const double shift = double(about) - reference_point(filter, to_real(x[strips.channel() * strips.plane()]));
     own[0] = sum + count * shift;
     own[1] = squares + 2 * shift * sum + count * shift * shift;
   }
@@ -99,7 +110,7 @@ struct FinishStatistics {
   R *mean, *var;
 
   __device__ void operator()(int64_t channel, const double (&sums)[2]) const {
-    const double about = level(Filter<R>(arrays, channel), to_real(x[channel * plane]));
+    const double about = reference_point(Filter<R>(arrays, channel), to_real(x[channel * plane]));
     const double away = sums[0] / count, variance = sums[1] / count - away * away;
     mean[channel] = R(about + away);
     var[channel] = R(variance < 0 ? 0 : variance);  // NaN stays

@@ -88,11 +88,11 @@ template <typename R>
 struct FinishNormSums {
   NormArrays<R> arrays;
   int64_t channels;
-  double* gradients;
+  R* gradients;
 
   __device__ void operator()(int64_t channel, const double (&sums)[2]) const {
-    gradients[channel] = sums[1] * NormLine<R>(arrays, channel).rstd;
-    gradients[channels + channel] = sums[0];
+    gradients[channel] = R(sums[1] * NormLine<R>(arrays, channel).rstd);
+    gradients[channels + channel] = R(sums[0]);
   }
 };
 

@@ -54,6 +54,7 @@ class Strips {
     bool left;          // whether there is a column
     unsigned columns;   // from its first on, in the image
 
+    __device__ bool has_row(int row) const { return row < 0 ? above : row < rows || below; }  // up to one below
     __device__ bool has(int column) const { return column < 0 ? left : column == 0 || unsigned(column) < columns; }
   };
 
