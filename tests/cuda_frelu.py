@@ -111,7 +111,8 @@ def check(case: FreluCase, op: int, results: list[torch.Tensor]) -> None:
         kept = as_numpy(conv)
         unit = torch.finfo(mean.dtype).eps
         assert_near(mean, kept.mean((0, 2, 3)), 4 * unit * (1 + np.abs(kept).max((0, 2, 3))), "mean")
-        assert_near(var, kept.var((0, 2, 3)), 16 * unit * (1e-3 + kept.var((0, 2, 3))), "var")
+        spread = kept.var((0, 2, 3)) * (1000 if case.x.dtype == torch.float64 else 16)  # sums are in double
+        assert_near(var, kept.var((0, 2, 3)), unit * (1e-2 + spread), "var")
         results = [conv]
     unit = torch.finfo(case.parameters[0].dtype).eps
     weight, _ = filters(case)
