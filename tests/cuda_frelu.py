@@ -59,6 +59,30 @@ def make_case(shape, dtype=torch.float32, channels_last=False, offsets=(0, 0, 0)
     return case
 
 
+def run_op(case: FreluCase, op: int, device: str) -> list[torch.Tensor]:
+    """The same by the ops of torch, whatever they are made of on that device."""
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+    x, grad, kept = (t.to(device, memory_format=layout) for t in (case.x, case.grad, case.kept))
+    weight, bias, *norm, means = (p.to(device) for p in case.parameters)
+    weight, ops = weight.view(-1, 1, 3, 3), torch.ops.pwlu_det
+    results = {
+        INFERENCE: lambda: ops.frelu_inference(x, weight, bias),
+        INFERENCE_BACKWARD: lambda: ops.frelu_inference_backward(grad, x, kept, weight, bias),
+        CONVOLVE: lambda: ops.frelu_convolve(x, weight, bias),
+        NORMALISE: lambda: ops.frelu_normalise(x, kept, *norm, EPS),
+        NORM_SUMS: lambda: ops.frelu_norm_sums(grad, x, kept, *norm, EPS),
+        BACKWARD: lambda: ops.frelu_convolve_backward(
+            grad, x, kept, *norm[:2], weight, bias, *norm[2:], EPS, means
+        ),
+    }[op]()
+    results = [results] if isinstance(results, torch.Tensor) else [*results]
+    for result in results:
+        wide = result.shape != x.shape
+        assert result.dtype == (bias if wide else x).dtype
+        assert wide or result.stride() == torch.empty_like(x).stride()
+    return [result.cpu() for result in results]
+
+
 # --- the equations in float64 ---------------------------------------------------------------------------
 
 

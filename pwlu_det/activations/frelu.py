@@ -18,9 +18,9 @@ class FReLU(nn.Module):
     """max(x, BN(DepthwiseConv3x3(x))): padding 1, stride 1, a convolution with bias.
 
     With fixed statistics (in evaluation, or FrozenBN) the norm is folded into the convolution at each call.
-    In training with ``nn.BatchNorm2d`` or ``nn.SyncBatchNorm`` two tensors of the input's size are kept for the
-    backward. Any other norm, GN among them, is called as it is, which keeps one more. SyncBN pools over its
-    process group as torch's does, and on a CPU, too, where torch's refuses.
+    In training with ``nn.BatchNorm2d`` or ``nn.SyncBatchNorm`` two tensors of the input's size are kept for
+    the backward; the latter pools over its process group, also on a CPU, which torch's own refuses. Any other
+    norm, GN among them, is called as it is, which keeps one more.
 
     Args:
         num_channels: C of the ``[B, C, H, W]`` input.

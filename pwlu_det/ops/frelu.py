@@ -8,8 +8,8 @@
 Each has a ``_backward`` with all gradients. They keep ``x`` and one more tensor of its size (the first the
 convolution's output, the second its own); the plain operations keep three. Of equals ``x`` gets the gradient.
 
-In two places of the first, statistics of all elements are needed, and several processes have to pool theirs. Cut
-there, it is four ops, of which :mod:`frelu_sync` makes a differentiable one:
+The first takes statistics of all elements, in two places, where several processes have to pool theirs. Cut
+there it is four ops without gradients of their own, of which :func:`frelu_sync` makes one that has them:
 
 =====================================  ==========================================================
 ``pwlu_det::frelu_convolve``           the convolution's output, its mean and variance

@@ -19,15 +19,16 @@ def frelu_sync(
     eps: float,
     group: dist.ProcessGroup,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """:func:`frelu` with the mean and variance of all batches of a process group, as ``nn.SyncBatchNorm`` has them.
+    """:func:`frelu` with the mean and variance of all batches of a process group, as in ``nn.SyncBatchNorm``.
 
     All processes of the group call it, and its backward, at the same place: there is one all-reduce in each.
     Batches may differ in size, and some may be empty. Gradients of parameters are this process's share, which
-    data parallel training adds up. Arguments, errors and dtypes are those of :func:`frelu`; ``x`` is of any size.
+    data parallel training adds up. Arguments and errors are those of :func:`frelu`, but ``x`` may be of any
+    size.
 
     Returns:
-        y, the pooled mean and population variance of the convolution's output, and the pooled number of
-        elements of a channel, the last three not differentiable.
+        y, the pooled mean and population variance of the convolution's output, and the pooled number of its
+        elements in a channel (1 where there are none), the last three not differentiable.
     """
     check_arguments(x, weight=weight, bias=bias, norm_weight=norm_weight, norm_bias=norm_bias)
     return _SyncFrelu.apply(x, weight, bias, norm_weight, norm_bias, eps, group)

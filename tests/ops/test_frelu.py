@@ -279,7 +279,11 @@ def check_training(x, grad, weight, bias, gamma, beta):
     to_norm, count = np.where(lost, g, 0), x.numel() // x.shape[1]
     by_beta, by_gamma = to_norm.sum((0, 2, 3)), (to_norm * normal).sum((0, 2, 3))
     centred = to_norm - by_channel(by_beta) / count - normal * by_channel(by_gamma) / count
-    expected = *oracle.depthwise_gradients(np.where(lost, 0, g), centred * scale * rstd, x_, w), by_gamma, by_beta
+    expected = (
+        *oracle.depthwise_gradients(np.where(lost, 0, g), centred * scale * rstd, x_, w),
+        by_gamma,
+        by_beta,
+    )
     size = (1 + np.abs(normal).max()) * np.abs(g).sum((0, 2, 3)).max()
     for actual, wanted in zip(grads, expected):
         assert close(actual, wanted, x.dtype, 100 + size * (1 + steepest))

@@ -8,6 +8,7 @@ namespace {
 // f(type of the elements, strips)
 template <typename F>
 int with_strips(const Images& images, Element element, const F& f) {
+  if (max(images.height, images.width) >= int64_t(1) << 31) return kInvalidValue;
   return with_element(element, [&](auto tag) {
     const auto run = [&](const auto& strips) { return strips.fits() ? f(tag, strips) : kInvalidValue; };
     // With one pixel the layouts are the same.

@@ -53,7 +53,7 @@ __device__ inline R reference_point(const Filter<R>& filter, R first) {
   return is_finite(value) ? value : R(0);
 }
 
-// The convolution of a strip's first pixel; 0 where it is not finite.
+// The convolution of a strip's first pixel, as it is kept; 0 where it is not finite.
 template <typename T, int kLanes>
 __device__ inline Real<T> first_of(const Strips<kLanes>& strips, const typename Strips<kLanes>::Strip& strip,
                                    const Filter<Real<T>>& filter, const T* x) {
@@ -64,7 +64,9 @@ __device__ inline Real<T> first_of(const Strips<kLanes>& strips, const typename 
     if (!strip.has_row(row) || !strip.has(column)) continue;
     sum = fma(filter.weight[k], to_real(x[strip.start + row * strips.row() + column * strips.pixel()]), sum);
   }
-  return is_finite(sum) ? sum : 0;
+  T kept;
+  from_real(sum, kept);
+  return is_finite(to_real(kept)) ? to_real(kept) : Real<T>(0);
 }
 
 // sums is [channel][2][item], of conv - a and (conv - a)^2, where a is the channel's reference point. Each thread

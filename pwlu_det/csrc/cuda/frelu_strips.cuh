@@ -111,7 +111,11 @@ template <typename R, typename Use>
 __device__ __forceinline__ void for_taps(const Pixels<R>& above, const Pixels<R>& own, const Pixels<R>& below,
                                          int column, const Use& use) {
 #pragma unroll
-  for (int k = 0; k < 9; ++k) use(k, (k < 3 ? above : k < 6 ? own : below)[column + k % 3]);
+  for (int c = 0; c < 3; ++c) use(c, above[column + c]);
+#pragma unroll
+  for (int c = 0; c < 3; ++c) use(3 + c, own[column + c]);
+#pragma unroll
+  for (int c = 0; c < 3; ++c) use(6 + c, below[column + c]);
 }
 
 // Every channel's convolution: [channel][9] and [channel].
