@@ -25,8 +25,6 @@ auto with_pixels(const Images& images, Element element, const F& f) {
   return with_items({images.batch, images.channels, pixels, rows}, element, rows, f);
 }
 
-constexpr int64_t kScratch = kThreads * sizeof(double);
-
 // Launches the second step of sums over a channel.
 template <int kSums, typename Work, typename Finish>
 int finish_sums(const Work& work, const double* parts, const Finish& finish, void* stream) {
@@ -64,8 +62,9 @@ int launch_frelu_convolve(const Images& images, Element element, const Convoluti
     using R = Real<T>;
     const ConvolutionArrays<R> arrays(convolution);
     const auto* from = static_cast<const T*>(x);
-    const int status = launch(frelu_convolve_kernel<T, std::decay_t<decltype(strips)>::kLanes>, strips.items(),
-                              kThreads, kScratch, stream, strips, from, static_cast<T*>(conv), arrays, workspace);
+    const int status =
+        launch(frelu_convolve_kernel<T, std::decay_t<decltype(strips)>::kLanes>, strips.items(), kThreads,
+               kSumsBytes<2>, stream, strips, from, static_cast<T*>(conv), arrays, workspace);
     if (status != 0) return status;
     const double count = double(images.batch) * double(images.height) * double(images.width);
     const FinishStatistics<T> finish{from,  strips.plane(),        arrays,
@@ -90,7 +89,7 @@ int launch_frelu_norm_sums(const Images& images, Element element, const Norm& no
     using T = typename decltype(tag)::type;
     const NormArrays<Real<T>> arrays(norm);
     const int status = launch(frelu_norm_sums_kernel<T, std::decay_t<decltype(items)>>, items.items(), kThreads,
-                              kScratch, stream, items, static_cast<const T*>(grad), static_cast<const T*>(x),
+                              kSumsBytes<2>, stream, items, static_cast<const T*>(grad), static_cast<const T*>(x),
                               static_cast<const T*>(conv), arrays, workspace);
     if (status != 0) return status;
     return finish_sums<2>(items, workspace,
@@ -106,9 +105,9 @@ int launch_frelu_backward(const Images& images, Element element, const Convoluti
     using R = Real<T>;
     constexpr int kLanes = std::decay_t<decltype(strips)>::kLanes;
     const auto run = [&](auto kernel, const auto& arrays) {
-      return launch(kernel, strips.items(), kThreads, kScratch, stream, strips, static_cast<const T*>(grad),
-                    static_cast<const T*>(x), static_cast<const T*>(kept), static_cast<T*>(grad_x),
-                    ConvolutionArrays<R>(convolution), arrays, workspace);
+      return launch(kernel, strips.items(), kThreads, kSumsBytes<kConvolutionSums>, stream, strips,
+                    static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<const T*>(kept),
+                    static_cast<T*>(grad_x), ConvolutionArrays<R>(convolution), arrays, workspace);
     };
     const int status = norm ? run(frelu_backward_kernel<T, kLanes, BatchNorm<R>>,
                                   typename BatchNorm<R>::Arrays{NormArrays<R>(*norm),

@@ -64,9 +64,9 @@ struct GradientSource {
 
 constexpr int kConvolutionSums = 10;  // nine weights and the bias
 
-// sums is [channel][kConvolutionSums][item].
+// sums is [channel][kConvolutionSums][item]. In double it takes more registers than elsewhere.
 template <typename T, int kLanes, typename Norm>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? kBlocks : 3)
     frelu_backward_kernel(Strips<kLanes> strips, const T* __restrict__ grad, const T* __restrict__ x,
                           const T* __restrict__ kept, T* __restrict__ grad_x, ConvolutionArrays<Real<T>> convolution,
                           typename Norm::Arrays arrays, double* sums) {
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
   double wide[kConvolutionSums];
   for (int k = 0; k < kConvolutionSums; ++k) wide[k] = own[k];
-  store_sums(strips, wide, sums);
+  strips.store(wide, sums);
 }
 
 template <typename R>

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     own[0] = sum + count * shift;
     own[1] = squares + 2 * shift * sum + count * shift * shift;
   }
-  store_sums(strips, own, sums);
+  strips.store(own, sums);
 }
 
 // Mean and variance of a channel's output from these sums.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "frelu.h"
+#include "frelu_sums.cuh"
 #include "items.cuh"
 
 namespace pwlu {
@@ -71,16 +72,12 @@ template <typename T, typename Items>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     frelu_norm_sums_kernel(Items items, const T* grad, const T* x, const T* conv, NormArrays<Real<T>> arrays,
                            double* sums) {
-  constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
   NormSumsBody<Real<T>> body{{arrays, item.channel}};
   item.sweep(Streams<T, 3>{{grad, x, conv}, nullptr, false}, body);
-  double* scratch = reinterpret_cast<double*>(shared_memory);
-  const double sum = block_sum<kLanes>(body.sum, scratch), moment = block_sum<kLanes>(body.moment, scratch);
-  if (threadIdx.x >= kLanes || !item.active()) return;
+  const double own[] = {body.sum, body.moment};
   const int64_t n = items.items_of_channel();
-  sums[item.channel * 2 * n + item.index] = sum;
-  sums[(item.channel * 2 + 1) * n + item.index] = moment;
+  store_sums<Items::kLanes>(own, item.active(), sums + item.channel * 2 * n + item.index, n);
 }
 
 // The gradients of the norm's weight and bias: [2][channel].

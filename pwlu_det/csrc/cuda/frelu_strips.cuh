@@ -8,6 +8,7 @@
 
 #include "device.cuh"
 #include "frelu.h"
+#include "frelu_sums.cuh"
 
 namespace pwlu {
 
@@ -46,6 +47,12 @@ class Strips {
   __device__ int64_t channel() const { return int64_t(blockIdx.x % tiles_) * kLanes + threadIdx.x % kLanes; }
   __device__ bool active() const { return channel() < channels_; }
   __device__ unsigned index() const { return blockIdx.x / tiles_; }  // of the item, in its channel
+  // Stores sums of each thread by channel and item: [channel][sum][item].
+  template <int kSums>
+  __device__ void store(const double (&own)[kSums], double* sums) const {
+    const int64_t n = items_of_channel();
+    store_sums<kLanes>(own, active(), sums + channel() * kSums * n + index(), n);
+  }
 
   struct Strip {
     int64_t start;  // of its first pixel
@@ -148,28 +155,5 @@ struct Filter {
     return sum;
   }
 };
-
-// Sums of kSums numbers of each thread over a block, to those of its item: [channel][sum][item].
-template <int kSums, int kLanes>
-__device__ void store_sums(const Strips<kLanes>& strips, const double (&own)[kSums], double* sums) {
-  double* scratch = reinterpret_cast<double*>(shared_memory);
-  for (int k = 0; k < kSums; ++k) {
-    const double sum = block_sum<kLanes>(own[k], scratch);
-    if (threadIdx.x < kLanes && strips.active()) {
-      sums[(strips.channel() * kSums + k) * strips.items_of_channel() + strips.index()] = sum;
-    }
-  }
-}
-
-// Adds up the items of each channel, a warp for each, and calls finish(channel, sums).
-template <int kSums, typename Finish>
-__global__ void finish_sums_kernel(const double* parts, int64_t channels, int64_t items, Finish finish) {
-  const int64_t channel = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (channel >= channels) return;  // all of the warp
-  double sums[kSums];
-#pragma unroll
-  for (int k = 0; k < kSums; ++k) sums[k] = warp_total(parts + (channel * kSums + k) * items, items);
-  if (threadIdx.x % kWarp == 0) finish(channel, sums);
-}
 
 }  // namespace pwlu
