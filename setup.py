@@ -54,7 +54,7 @@ def cuda_extension():
         known = run(nvcc, "--list-gpu-arch")
         listed = [a for a in ARCHITECTURES if f"compute_{a.replace('.', '')}" in known.split()]
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(listed) + "+PTX"
-    sources = ["pwlu_cuda.cpp", "forward.cu", "backward.cu", "phase1.cu"]
+    sources = ["frelu.cu", "frelu_cuda.cpp", "pwlu_cuda.cpp", "forward.cu", "backward.cu", "phase1.cu"]
     return cpp_extension.CUDAExtension(
         CUDA,
         [f"pwlu_det/csrc/cuda/{source}" for source in sources],

@@ -79,8 +79,8 @@ def _find_cuobjdump():
     return found if Path(found).exists() else None
 
 
-def hot_loop(instructions):
-    """The innermost loop with the most accesses of 128 bits; where several have as many, the last."""
+def hot_loop(instructions, loads=r"\bLDG\S*\.128"):
+    """The innermost loop with the most of these; where several have as many, the last."""
     jumps = [(at, re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)) for at, text in instructions]
     loops = [(int(to[1], 16), at) for at, to in jumps if to and int(to[1], 16) <= at]
     best = []
@@ -88,7 +88,7 @@ def hot_loop(instructions):
         if any(first <= a and b < last for a, b in loops):
             continue  # it has loops in it
         loop = [text for at, text in instructions if first <= at <= last]
-        if count(loop, r"\bLDG\S*\.128") >= count(best, r"\bLDG\S*\.128"):
+        if count(loop, loads) >= count(best, loads):
             best = loop
     return best
 

@@ -124,6 +124,19 @@ def depthwise(x, weight, bias):
     return y
 
 
+def depthwise_gradients(grad_x, grad_conv, x, weight):
+    """Gradients of x, weight and bias, from x's own share and that of the convolution's output."""
+    by_x = grad_x + depthwise(grad_conv, weight[:, :, ::-1, ::-1], np.zeros(len(weight)))
+    height, width = x.shape[2:]
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    by_weight = [
+        (padded[:, :, i : i + height, j : j + width] * grad_conv).sum((0, 2, 3))
+        for i in range(3)
+        for j in range(3)
+    ]
+    return by_x, np.stack(by_weight, 1).reshape(weight.shape), grad_conv.sum((0, 2, 3))
+
+
 def gradients(function: Callable, arrays: list[np.ndarray], grad: np.ndarray) -> list[np.ndarray]:
     """The gradient of ``sum(grad * function(*arrays))`` by each array, by central differences."""
     arrays = [wide(array).copy() for array in arrays]

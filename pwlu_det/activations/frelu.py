@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,8 +18,9 @@ class FReLU(nn.Module):
     """max(x, BN(DepthwiseConv3x3(x))): padding 1, stride 1, a convolution with bias.
 
     With fixed statistics (in evaluation, or FrozenBN) the norm is folded into the convolution at each call.
-    In training with ``nn.BatchNorm2d`` two tensors of the input's size are kept for the backward. Any other
-    norm, SyncBN and GN among them, is called as it is, which keeps one more.
+    In training with ``nn.BatchNorm2d`` or ``nn.SyncBatchNorm`` two tensors of the input's size are kept for
+    the backward; the latter pools over its process group, also on a CPU, which torch's own refuses. Any other
+    norm, GN among them, is called as it is, which keeps one more.
 
     Args:
         num_channels: C of the ``[B, C, H, W]`` input.
@@ -41,13 +43,11 @@ class FReLU(nn.Module):
         """``[B, C, H, W]`` to the same shape, dtype and layout."""
         if _has_fixed_statistics(self.norm):
             return ops.frelu_inference(x, *self._folded())
-        # A hook on the norm (detectron2's PreciseBN sets one) wants the norm to be called.
-        norm, hooks = self.norm, self.norm._forward_pre_hooks or self.norm._forward_hooks
-        if type(norm) is nn.BatchNorm2d and norm.affine and norm.momentum is not None and not hooks:
+        if _takes_batch_statistics(self.norm):
             return self._train(x)
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.conv.weight.to(x.dtype), self.conv.bias.to(x.dtype)
-            normed = norm(F.conv2d(x, weight, bias, padding=1, groups=x.shape[1]))
+            normed = self.norm(F.conv2d(x, weight, bias, padding=1, groups=x.shape[1]))
         return torch.maximum(x, normed.to(x.dtype))
 
     def _folded(self) -> tuple[Tensor, Tensor]:
@@ -59,20 +59,51 @@ class FReLU(nn.Module):
         ) * scale + norm.bias
 
     def _train(self, x: Tensor) -> Tensor:
-        norm = self.norm
-        y, mean, var = ops.frelu(x, self.conv.weight, self.conv.bias, norm.weight, norm.bias, norm.eps)
+        norm, group = self.norm, _sync_group(self.norm)
+        parameters = self.conv.weight, self.conv.bias, norm.weight, norm.bias, norm.eps
+        if group is None:
+            y, mean, var = ops.frelu(x, *parameters)
+            count = torch.tensor(x.numel() // x.shape[1], dtype=torch.float64)
+        else:
+            y, mean, var, count = ops.frelu_sync(x, *parameters, group)
         if norm.track_running_stats:
-            with torch.no_grad():
-                count = x.numel() // x.shape[1]
-                norm.num_batches_tracked += 1
-                norm.running_mean.mul_(1 - norm.momentum).add_(mean, alpha=norm.momentum)
-                # as torch does it: the unbiased variance is kept, the biased one normalises
-                norm.running_var.mul_(1 - norm.momentum).add_(var, alpha=norm.momentum * count / (count - 1))
+            _track(norm, mean, var, count)
         return y
+
+
+@torch.no_grad()
+def _track(norm: _BatchNorm, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    """Update the running statistics. Nothing in here waits for a GPU."""
+    norm.num_batches_tracked += 1
+    momentum = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    unbiased = var * (count / (count - 1).clamp(min=1))  # as torch does it; what normalises is biased
+    for running, value in (norm.running_mean, mean), (norm.running_var, unbiased):
+        running.mul_(1 - momentum).add_(value * momentum)
+
+
+def _sync_group(norm: nn.Module) -> dist.ProcessGroup | None:
+    """The processes that the norm pools its statistics over; None where there is but this one."""
+    if not (isinstance(norm, nn.SyncBatchNorm) and norm.training):
+        return None
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = norm.process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def _takes_batch_statistics(norm: nn.Module) -> bool:
+    """Whether the norm is a batch norm of the batch, and does nothing else."""
+    # A hook on the norm (detectron2's PreciseBN sets one) wants the norm to be called.
+    hooks = norm._forward_pre_hooks or norm._forward_hooks
+    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and _has_line(norm) and not hooks
 
 
 def _has_fixed_statistics(norm: nn.Module) -> bool:
     """Whether the norm is a fixed line for each channel: detectron2's FrozenBN, or batch norm in eval."""
     if isinstance(norm, _BatchNorm):
-        return not norm.training and norm.track_running_stats and norm.affine
+        return not norm.training and norm.track_running_stats and _has_line(norm)
     return any(base.__name__ == "FrozenBatchNorm2d" for base in type(norm).__mro__)
+
+
+def _has_line(norm: _BatchNorm) -> bool:
+    return norm.weight is not None and norm.bias is not None

@@ -16,6 +16,7 @@ from pwlu_det.ops.pointwise import (
 )
 from pwlu_det.ops.rpau import rpau
 from pwlu_det.ops.frelu import frelu, frelu_inference
+from pwlu_det.ops.frelu_sync import frelu_sync
 from pwlu_det.ops.pwlu import pwlu, pwlu_phase1
 from pwlu_det.ops.kernels import kernels_in_use
 # isort: on
@@ -26,6 +27,7 @@ __all__ = [
     "apl",
     "frelu",
     "frelu_inference",
+    "frelu_sync",
     "kernels_in_use",
     "meta_acon_pixel",
     "mixture",

@@ -8,10 +8,22 @@
 Each has a ``_backward`` with all gradients. They keep ``x`` and one more tensor of its size (the first the
 convolution's output, the second its own); the plain operations keep three. Of equals ``x`` gets the gradient.
 
+The first takes statistics of all elements, in two places, where several processes have to pool theirs. Cut
+there it is four ops without gradients of their own, of which :func:`frelu_sync` makes one that has them:
+
+=====================================  ==========================================================
+``pwlu_det::frelu_convolve``           the convolution's output, its mean and variance
+``pwlu_det::frelu_normalise``          y from these
+``pwlu_det::frelu_norm_sums``          gradients of the norm's weight and bias
+``pwlu_det::frelu_convolve_backward``  the other gradients, from these over the number of elements
+=====================================  ==========================================================
+
 Arithmetic is in float32 (float64 for float64); results have the dtype and the memory layout of ``x``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,21 +31,23 @@ from torch import Tensor
 
 from pwlu_det.ops.pointwise import check_input
 
-torch.library.define(
-    "pwlu_det::frelu",
-    "(Tensor x, Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, float eps)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-)
-torch.library.define(
-    "pwlu_det::frelu_backward",
-    "(Tensor grad, Tensor x, Tensor conv, Tensor mean, Tensor var, Tensor weight, Tensor bias,"
-    " Tensor norm_weight, Tensor norm_bias, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-torch.library.define("pwlu_det::frelu_inference", "(Tensor x, Tensor weight, Tensor bias) -> Tensor")
-torch.library.define(
-    "pwlu_det::frelu_inference_backward",
-    "(Tensor grad, Tensor x, Tensor y, Tensor weight, Tensor bias) -> (Tensor, Tensor, Tensor)",
-)
+_NORM = "Tensor norm_weight, Tensor norm_bias, float eps"
+_SAVED = "Tensor x, Tensor conv, Tensor mean, Tensor var"
+
+for _schema in (
+    f"frelu(Tensor x, Tensor weight, Tensor bias, {_NORM}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"frelu_backward(Tensor grad, {_SAVED}, Tensor weight, Tensor bias, {_NORM})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "frelu_inference(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    "frelu_inference_backward(Tensor grad, Tensor x, Tensor y, Tensor weight, Tensor bias)"
+    " -> (Tensor, Tensor, Tensor)",
+    "frelu_convolve(Tensor x, Tensor weight, Tensor bias) -> (Tensor, Tensor, Tensor)",
+    f"frelu_normalise({_SAVED}, {_NORM}) -> Tensor",
+    f"frelu_norm_sums(Tensor grad, {_SAVED}, {_NORM}) -> Tensor",
+    f"frelu_convolve_backward(Tensor grad, {_SAVED}, Tensor weight, Tensor bias, {_NORM}, Tensor norm_means)"
+    " -> (Tensor, Tensor, Tensor)",
+):
+    torch.library.define(f"pwlu_det::{_schema[: _schema.index('(')]}", _schema[_schema.index("(") :])
 
 
 def frelu(
@@ -56,7 +70,7 @@ def frelu(
     Raises:
         ValueError: a shape or dtype other than those.
     """
-    _check_arguments(x, weight=weight, bias=bias, norm_weight=norm_weight, norm_bias=norm_bias)
+    check_arguments(x, weight=weight, bias=bias, norm_weight=norm_weight, norm_bias=norm_bias)
     if x.numel() <= x.shape[1]:
         raise ValueError(f"frelu: x has shape {tuple(x.shape)}; statistics need two values for each channel")
     y, _, mean, var = torch.ops.pwlu_det.frelu(x, weight, bias, norm_weight, norm_bias, eps)
@@ -68,11 +82,11 @@ def frelu_inference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     A batch norm with fixed statistics is folded into ``weight`` and ``bias`` by the caller.
     """
-    _check_arguments(x, weight=weight, bias=bias)
+    check_arguments(x, weight=weight, bias=bias)
     return torch.ops.pwlu_det.frelu_inference(x, weight, bias)
 
 
-def _check_arguments(x: Tensor, **parameters: Tensor) -> None:
+def check_arguments(x: Tensor, **parameters: Tensor) -> None:
     check_input("frelu", x)
     if x.dim() != 4:
         raise ValueError(f"frelu: x has shape {tuple(x.shape)}; [B, C, H, W] is needed")
@@ -86,6 +100,14 @@ def _check_arguments(x: Tensor, **parameters: Tensor) -> None:
 
 
 # --- plain torch, on every device that no kernel of its own is registered for -------------------
+
+
+def _plain(op: str) -> Callable:
+    def register(function):
+        torch.library.impl(f"pwlu_det::{op}", "CompositeExplicitAutograd", function)
+        return function
+
+    return register
 
 
 def _widen(x: Tensor, *others: Tensor) -> list[Tensor]:
@@ -114,37 +136,72 @@ def _convolve_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor,
     )
 
 
-@torch.library.impl("pwlu_det::frelu", "CompositeExplicitAutograd")
-def _frelu(x, weight, bias, norm_weight, norm_bias, eps):
+@_plain("frelu_convolve")
+def _convolve_with_statistics(x, weight, bias):
+    """``[C]`` of zeros are the statistics of nothing."""
     conv = _like(x, _convolve(x, weight, bias))
-    wide, norm_weight, norm_bias = _widen(conv, norm_weight, norm_bias)
+    (wide,) = _widen(conv)
+    if x.numel() == 0:
+        return conv, wide.new_zeros(x.shape[1]), wide.new_zeros(x.shape[1])
     var, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
+    return conv, mean, var
+
+
+@_plain("frelu_normalise")
+def _normalise(x, conv, mean, var, norm_weight, norm_bias, eps):
+    wide, norm_weight, norm_bias = _widen(conv, norm_weight, norm_bias)
     normed = (wide - _channel(mean)) * _channel((var + eps).rsqrt() * norm_weight) + _channel(norm_bias)
-    return _like(x, torch.maximum(x, normed.to(x.dtype))), conv, mean, var
+    return _like(x, torch.maximum(x, normed.to(x.dtype)))
 
 
-@torch.library.impl("pwlu_det::frelu_backward", "CompositeExplicitAutograd")
-def _frelu_backward(grad, x, conv, mean, var, weight, bias, norm_weight, norm_bias, eps):
-    parameters = (weight, bias, norm_weight, norm_bias)
-    wide, g, conv, weight, gamma, beta = _widen(x, grad, conv, weight, norm_weight, norm_bias)
-    rstd = (var + eps).rsqrt()
-    normal = (conv - _channel(mean)) * _channel(rstd)
-    to_norm = torch.where(normal * _channel(gamma) + _channel(beta) > wide, g, 0.0)
-    grad_beta, grad_gamma = to_norm.sum((0, 2, 3)), (to_norm * normal).sum((0, 2, 3))
+def _norm_gradient(grad, x, conv, mean, var, norm_weight, norm_bias, eps):
+    """The convolution's output without its mean and deviation, and the gradient of the norm's output."""
+    wide, g, conv, gamma, beta = _widen(x, grad, conv, norm_weight, norm_bias)
+    normal = (conv - _channel(mean)) * _channel((var + eps).rsqrt())
+    return normal, torch.where(normal * _channel(gamma) + _channel(beta) > wide, g, 0.0)
+
+
+@_plain("frelu_norm_sums")
+def _norm_sums(*arguments):
+    """``[2, C]`` in what is computed in."""
+    normal, to_norm = _norm_gradient(*arguments)
+    return torch.stack([(to_norm * normal).sum((0, 2, 3)), to_norm.sum((0, 2, 3))])
+
+
+@_plain("frelu_convolve_backward")
+def _convolve_backward_in_training(
+    grad, x, conv, mean, var, weight, bias, norm_weight, norm_bias, eps, norm_means
+):
+    normal, to_norm = _norm_gradient(grad, x, conv, mean, var, norm_weight, norm_bias, eps)
+    wide, g, wide_weight, gamma = _widen(x, grad, weight, norm_weight)
     # The batch norm's backward: the mean and the variance depend on every element, too.
-    count = x.numel() // x.shape[1]
-    centred = to_norm - _channel(grad_beta / count) - normal * _channel(grad_gamma / count)
-    by_x, *by_conv = _convolve_backward(centred * _channel(gamma * rstd), wide, weight)
-    grads = (*by_conv, grad_gamma, grad_beta)
-    return _like(x, g - to_norm + by_x), *(v.to(p.dtype) for v, p in zip(grads, parameters))
+    centred = to_norm - _channel(norm_means[1]) - normal * _channel(norm_means[0])
+    by_conv = centred * _channel(gamma * (var + eps).rsqrt())
+    by_x, by_weight, by_bias = _convolve_backward(by_conv, wide, wide_weight)
+    return _like(x, g - to_norm + by_x), by_weight.to(weight.dtype), by_bias.to(bias.dtype)
 
 
-@torch.library.impl("pwlu_det::frelu_inference", "CompositeExplicitAutograd")
+@_plain("frelu")
+def _frelu(x, weight, bias, *norm):
+    conv, mean, var = _convolve_with_statistics(x, weight, bias)
+    return _normalise(x, conv, mean, var, *norm), conv, mean, var
+
+
+@_plain("frelu_backward")
+def _frelu_backward(grad, x, conv, mean, var, weight, bias, *norm):
+    saved = grad, x, conv, mean, var
+    sums = _norm_sums(*saved, *norm)
+    means = sums / max(1, x.numel() // x.shape[1])
+    grads = _convolve_backward_in_training(*saved, weight, bias, *norm, means)
+    return *grads, *(value.to(parameter.dtype, copy=True) for value, parameter in zip(sums, norm))
+
+
+@_plain("frelu_inference")
 def _inference(x, weight, bias):
     return _like(x, torch.maximum(x, _convolve(x, weight, bias).to(x.dtype)))
 
 
-@torch.library.impl("pwlu_det::frelu_inference_backward", "CompositeExplicitAutograd")
+@_plain("frelu_inference_backward")
 def _inference_backward(grad, x, y, weight, bias):
     wide, g, wide_weight = _widen(x, grad, weight)
     to_conv = torch.where(y > x, g, 0.0)
@@ -155,11 +212,29 @@ def _inference_backward(grad, x, y, weight, bias):
 # --- fake kernels -------------------------------------------------------------------------------
 
 
+def _wide_like(x, *shape):
+    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
 @torch.library.register_fake("pwlu_det::frelu")
 def _frelu_fake(x, *_others):
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    statistics = (x.new_empty(x.shape[1], dtype=dtype) for _ in range(2))
-    return torch.empty_like(x), torch.empty_like(x), *statistics
+    return torch.empty_like(x), *_convolve_fake(x)
+
+
+@torch.library.register_fake("pwlu_det::frelu_convolve")
+def _convolve_fake(x, *_parameters):
+    return torch.empty_like(x), _wide_like(x, x.shape[1]), _wide_like(x, x.shape[1])
+
+
+@torch.library.register_fake("pwlu_det::frelu_normalise")
+@torch.library.register_fake("pwlu_det::frelu_inference")
+def _output_fake(x, *_others):
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("pwlu_det::frelu_norm_sums")
+def _norm_sums_fake(_grad, x, *_others):
+    return _wide_like(x, 2, x.shape[1])
 
 
 @torch.library.register_fake("pwlu_det::frelu_backward")
@@ -168,9 +243,9 @@ def _frelu_backward_fake(_grad, x, _conv, _mean, _var, *others):
     return torch.empty_like(x), *(p.new_empty(p.shape) for p in parameters)
 
 
-@torch.library.register_fake("pwlu_det::frelu_inference")
-def _inference_fake(x, _weight, _bias):
-    return torch.empty_like(x)
+@torch.library.register_fake("pwlu_det::frelu_convolve_backward")
+def _convolve_backward_fake(_grad, x, _conv, _mean, _var, *others):
+    return torch.empty_like(x), *(p.new_empty(p.shape) for p in others[:2])
 
 
 @torch.library.register_fake("pwlu_det::frelu_inference_backward")

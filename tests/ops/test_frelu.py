@@ -237,19 +237,6 @@ def by_channel(values):
     return values.reshape(-1, 1, 1)
 
 
-def oracle_of_backward(grad_x, grad_conv, x, weight):
-    """Gradients of x, weight and bias, from x's own share and that of the convolution's output."""
-    by_x = grad_x + oracle.depthwise(grad_conv, weight[:, :, ::-1, ::-1], np.zeros(len(weight)))
-    height, width = x.shape[2:]
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    by_weight = [
-        (padded[:, :, i : i + height, j : j + width] * grad_conv).sum((0, 2, 3))
-        for i in range(3)
-        for j in range(3)
-    ]
-    return by_x, np.stack(by_weight, 1).reshape(weight.shape), grad_conv.sum((0, 2, 3))
-
-
 def check_inference(x, grad, weight, bias):
     ops = torch.ops.pwlu_det
     y = ops.frelu_inference(x, weight, bias)
@@ -260,7 +247,7 @@ def check_inference(x, grad, weight, bias):
     lost = (y > x).numpy()
     grads = ops.frelu_inference_backward(grad, x, y, weight, bias)
     assert grads[0].stride() == y.stride()
-    expected = oracle_of_backward(np.where(lost, 0, g), np.where(lost, g, 0), x_, w)
+    expected = oracle.depthwise_gradients(np.where(lost, 0, g), np.where(lost, g, 0), x_, w)
     for actual, wanted in zip(grads, expected):
         assert close(actual, wanted, x.dtype, 100 + np.abs(g).sum((0, 2, 3)).max())
     return y, *grads
@@ -292,7 +279,11 @@ def check_training(x, grad, weight, bias, gamma, beta):
     to_norm, count = np.where(lost, g, 0), x.numel() // x.shape[1]
     by_beta, by_gamma = to_norm.sum((0, 2, 3)), (to_norm * normal).sum((0, 2, 3))
     centred = to_norm - by_channel(by_beta) / count - normal * by_channel(by_gamma) / count
-    expected = *oracle_of_backward(np.where(lost, 0, g), centred * scale * rstd, x_, w), by_gamma, by_beta
+    expected = (
+        *oracle.depthwise_gradients(np.where(lost, 0, g), centred * scale * rstd, x_, w),
+        by_gamma,
+        by_beta,
+    )
     size = (1 + np.abs(normal).max()) * np.abs(g).sum((0, 2, 3)).max()
     for actual, wanted in zip(grads, expected):
         assert close(actual, wanted, x.dtype, 100 + size * (1 + steepest))

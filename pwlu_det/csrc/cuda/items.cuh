@@ -14,17 +14,17 @@ namespace pwlu {
 
 constexpr int kShare = 64;
 
-// K inputs and an output, in parallel.
+// K inputs and an output, in parallel. Where the output is not to be written, there need be none.
 template <typename T, int K>
 struct Streams {
   const T* in[K];
   T* out;
-  bool keep;  // whether to write the output
+  bool keep;  // whether to write it
 
   __device__ Streams at(int64_t offset) const {
     Streams moved = *this;
     for (int k = 0; k < K; ++k) moved.in[k] += offset;
-    moved.out += offset;
+    if (keep) moved.out += offset;
     return moved;
   }
 };
@@ -104,7 +104,7 @@ class Planes {
       using A = Pack<T>;
       const int lane = threadIdx.x & (side - 1);
       const auto address = [](const void* p) { return unsigned(reinterpret_cast<uintptr_t>(p)); };
-      bool aligned = (address(streams.out) - address(streams.in[0])) % sizeof(A) == 0;  // alike
+      bool aligned = !streams.keep || (address(streams.out) - address(streams.in[0])) % sizeof(A) == 0;  // alike
       for (int k = 1; k < K; ++k) aligned &= (address(streams.in[k]) - address(streams.in[0])) % sizeof(A) == 0;
       for (int plane = threadIdx.x / side; plane < planes; plane += kThreads / side) {
         const auto here = streams.at(start + plane * stride);

@@ -1,0 +1,153 @@
+// Funnel ReLU's work on a CPU: the parameters as the kernels read them, and the blocks that images are cut into.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "items.h"
+
+namespace pwlu {
+namespace {
+
+using at::Tensor;
+
+// Channels last: how many neighbouring channels are worked on together, and columns at most: three rows of the
+// tensors and of what is computed from them stay in the second cache.
+constexpr int64_t kChannelsAtOnce = 64, kColumnsAtOnce = 84;
+// A block has about as many elements, and not fewer rows: above and below it has one more row to do again.
+constexpr int64_t kBlockSize = 1 << 18, kBlockRows = 16;
+
+std::vector<double> doubles(const Tensor& values) {
+  const Tensor wide = values.to(at::kDouble).contiguous();
+  return {wide.const_data_ptr<double>(), wide.const_data_ptr<double>() + wide.numel()};
+}
+
+// The batch norm of all channels.
+struct NormValues {
+  std::vector<double> mean, var, weight, bias;
+  double eps;
+
+  double rstd(int64_t channel) const { return 1 / std::sqrt(var[channel] + eps); }
+};
+
+// The parameters of all channels, as the kernels read them.
+class FreluTable {
+ public:
+  explicit FreluTable(int64_t channels)
+      : stride_(channels + kLanePadding), wide_(kFreluParameters * stride_), narrow_(kFreluParameters * stride_) {}
+  FreluTable(const Tensor& weight, const Tensor& bias) : FreluTable(bias.numel()) {
+    const auto weights = doubles(weight), biases = doubles(bias);
+    for (int64_t c = 0; c < bias.numel(); ++c) {
+      for (int k = 0; k < 9; ++k) set(FreluParameter(kWeight + k), c, weights[c * 9 + k]);
+      set(kBias, c, biases[c]);
+    }
+  }
+  void set_norm(const NormValues& norm, int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) {
+      set(kMean, c, norm.mean[c]);
+      set(kScale, c, norm.weight[c] * norm.rstd(c));
+      set(kBeta, c, norm.bias[c]);
+    }
+  }
+  // Of the gradients of the norm's weight and bias over the number of elements.
+  void set_norm_means(const NormValues& norm, int64_t c, double of_weight, double of_bias) {
+    const double scale = norm.weight[c] * norm.rstd(c);
+    set(kSlope, c, -scale * norm.rstd(c) * of_weight);
+    set(kOffset, c, -scale * of_bias);
+  }
+  double get(FreluParameter parameter, int64_t channel) const { return wide_[parameter * stride_ + channel]; }
+  void set(FreluParameter parameter, int64_t channel, double value) {
+    wide_[parameter * stride_ + channel] = value;
+    narrow_[parameter * stride_ + channel] = float(value);
+  }
+  ChannelParameters of(int64_t channel, int channels) const {
+    return {channels, kFreluParameters, stride_, narrow_.data() + channel, wide_.data() + channel};
+  }
+
+ private:
+  int64_t stride_;
+  std::vector<double> wide_;
+  std::vector<float> narrow_;
+};
+
+// The blocks of a dense x, and where their images and channels begin.
+struct Work {
+  struct Item {
+    int64_t channel, offset;
+    FreluBlock block;
+  };
+
+  int64_t batch, channels, height, width;
+  bool channels_last;
+
+  Work(const Tensor& dense, at::MemoryFormat format)
+      : batch(dense.size(0)),
+        channels(dense.size(1)),
+        height(dense.size(2)),
+        width(dense.size(3)),
+        channels_last(format != at::MemoryFormat::Contiguous) {}
+
+  int64_t pixels() const { return batch * height * width; }
+  int64_t step() const { return channels_last ? kChannelsAtOnce : 1; }
+
+  std::vector<Item> items(int64_t first, int64_t last) const {
+    std::vector<Item> all;
+    if (pixels() == 0) return all;
+    const int64_t stride = channels_last ? channels : 1;
+    for (int64_t c = first; c < last; c += step()) {
+      const int count = int(std::min(step(), last - c));
+      const int64_t parts = channels_last ? (width + kColumnsAtOnce - 1) / kColumnsAtOnce : 1;
+      const int64_t columns = (width + parts - 1) / parts;
+      const int64_t rows = std::max(kBlockRows, kBlockSize / (columns * count));
+      for (int64_t b = 0; b < batch; ++b) {
+        const int64_t offset = b * channels * height * width + c * (channels_last ? 1 : height * width);
+        for (int64_t begin = 0; begin < height; begin += rows) {
+          for (int64_t left = 0; left < width; left += columns) {
+            all.push_back({c,
+                           offset,
+                           {height, width, begin, std::min(height, begin + rows), left,
+                            std::min(width, left + columns), stride, count}});
+          }
+        }
+      }
+    }
+    return all;
+  }
+
+  // Calls run(first, last) for groups of channels, one after the other: few enough that what a first pass over them
+  // has read is still in the caches for a second, enough that all threads have work.
+  template <typename F>
+  void for_groups(const F& run) const {
+    const int64_t wanted = at::get_num_threads() * kBlockSize / std::max<int64_t>(1, pixels());
+    const int64_t group = std::max<int64_t>(1, wanted / step()) * step();
+    for (int64_t first = 0; first < channels; first += group) run(first, std::min(channels, first + group));
+  }
+
+  template <typename F>
+  void for_all(int64_t first, int64_t last, const F& run) const {
+    const auto all = items(first, last);
+    for_indices(all.size(), (last - first) * pixels(), [&](int64_t i) { run(all[i]); });
+  }
+
+  // Calls run(item, sums) with places for `size` sums for each of the item's channels, and adds these up by channel:
+  // [last - first, size].
+  template <typename F>
+  std::vector<double> sum(int64_t first, int64_t last, int64_t size, const F& run) const {
+    const auto all = items(first, last);
+    std::vector<double> parts(all.size() * step() * size), sums((last - first) * size);
+    for_indices(all.size(), (last - first) * pixels(),
+                [&](int64_t i) { run(all[i], parts.data() + i * step() * size); });
+    for (size_t i = 0; i < all.size(); ++i) {
+      const double* part = parts.data() + i * step() * size;
+      double* own = sums.data() + (all[i].channel - first) * size;
+      for (int64_t j = 0; j < all[i].block.channels * size; ++j) own[j] += part[j];
+    }
+    return sums;
+  }
+};
+
+}  // namespace
+}  // namespace pwlu

@@ -1,0 +1,185 @@
+// Funnel ReLU's ops on CUDA. In training they are the cut ones in a row.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "frelu.h"
+#include "glue.h"
+
+namespace pwlu {
+namespace {
+
+// x and its shape, for the kernels.
+struct Input {
+  at::MemoryFormat format;
+  Tensor dense;
+  Images images;
+  Element element;
+
+  explicit Input(const Tensor& x)
+      : format(format_of(x)),
+        dense(x.contiguous(format)),
+        images{x.size(0), x.size(1), x.size(2), x.size(3), format != at::MemoryFormat::Contiguous},
+        element(element_of(x)) {}
+
+  // Another tensor of that shape and dtype.
+  Tensor alike(const Tensor& other) const {
+    check_gradient(other, dense);
+    return other.contiguous(format);
+  }
+  Tensor by_channel() const { return wide({dense.size(1)}); }
+  Tensor wide(at::IntArrayRef sizes) const { return at::empty(sizes, dense.options().dtype(compute_dtype(dense))); }
+  Tensor workspace() const {
+    return at::empty({frelu_workspace(images, element)}, dense.options().dtype(at::kDouble));
+  }
+};
+
+struct ConvolutionTensors {
+  Tensor weight, bias;
+
+  ConvolutionTensors(const Tensor& x, const Tensor& weight, const Tensor& bias)
+      : weight(dense_parameter(x, weight)), bias(dense_parameter(x, bias)) {
+    TORCH_CHECK(x.dim() == 4 && weight.numel() == x.size(1) * 9 && bias.numel() == x.size(1),
+                "frelu: x, weight and bias have shapes ", x.sizes(), ", ", weight.sizes(), " and ", bias.sizes(),
+                "; [B, C, H, W], [C, 1, 3, 3] and [C] are needed");
+  }
+  Convolution arrays() const { return {weight.const_data_ptr(), bias.const_data_ptr()}; }
+};
+
+struct NormTensors {
+  Tensor mean, var, weight, bias;
+  double eps;
+
+  NormTensors(const Tensor& x, const Tensor& mean, const Tensor& var, const Tensor& weight, const Tensor& bias,
+              double eps)
+      : mean(dense_parameter(x, mean)),
+        var(dense_parameter(x, var)),
+        weight(dense_parameter(x, weight)),
+        bias(dense_parameter(x, bias)),
+        eps(eps) {
+    for (const Tensor* values : {&mean, &var, &weight, &bias}) {
+      TORCH_CHECK(x.dim() == 4 && values->numel() == x.size(1), "frelu: the norm has a value of shape ",
+                  values->sizes(), " for x of shape ", x.sizes());
+    }
+  }
+  Norm arrays() const {
+    return {mean.const_data_ptr(), var.const_data_ptr(), weight.const_data_ptr(), bias.const_data_ptr(), eps};
+  }
+};
+
+Tensor inference(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const ConvolutionTensors convolution(x, weight, bias);
+  if (x.numel() == 0) return at::empty_like(x);
+  const Input in(x);
+  const Tensor y = at::empty_like(in.dense);
+  check_launched(launch_frelu_inference(in.images, in.element, convolution.arrays(), in.dense.const_data_ptr(),
+                                        y.mutable_data_ptr(), current_stream()));
+  return with_layout_of(x, in.dense, y);
+}
+
+std::tuple<Tensor, Tensor, Tensor> convolve(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const ConvolutionTensors convolution(x, weight, bias);
+  const Input in(x);
+  if (x.numel() == 0) return {at::empty_like(x), in.by_channel().zero_(), in.by_channel().zero_()};
+  const Tensor conv = at::empty_like(in.dense), mean = in.by_channel(), var = in.by_channel();
+  const Tensor workspace = in.workspace();
+  check_launched(launch_frelu_convolve(in.images, in.element, convolution.arrays(), in.dense.const_data_ptr(),
+                                       conv.mutable_data_ptr(), mean.mutable_data_ptr(), var.mutable_data_ptr(),
+                                       workspace.mutable_data_ptr<double>(), current_stream()));
+  return {with_layout_of(x, in.dense, conv), mean, var};
+}
+
+Tensor normalise(const Tensor& x, const Tensor& conv, const Tensor& mean, const Tensor& var,
+                 const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const NormTensors norm(x, mean, var, norm_weight, norm_bias, eps);
+  if (x.numel() == 0) return at::empty_like(x);
+  const Input in(x);
+  const Tensor kept = in.alike(conv), y = at::empty_like(in.dense);
+  check_launched(launch_frelu_normalise(in.images, in.element, norm.arrays(), in.dense.const_data_ptr(),
+                                        kept.const_data_ptr(), y.mutable_data_ptr(), current_stream()));
+  return with_layout_of(x, in.dense, y);
+}
+
+Tensor norm_sums(const Tensor& grad, const Tensor& x, const Tensor& conv, const Tensor& mean, const Tensor& var,
+                 const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const NormTensors norm(x, mean, var, norm_weight, norm_bias, eps);
+  const Input in(x);
+  const Tensor sums = in.wide({2, x.size(1)});
+  if (x.numel() == 0) return sums.zero_();
+  const Tensor g = in.alike(grad), kept = in.alike(conv), workspace = in.workspace();
+  check_launched(launch_frelu_norm_sums(in.images, in.element, norm.arrays(), g.const_data_ptr(),
+                                        in.dense.const_data_ptr(), kept.const_data_ptr(), sums.mutable_data_ptr(),
+                                        workspace.mutable_data_ptr<double>(), current_stream()));
+  return sums;
+}
+
+// `kept` is the convolution's output, or in inference, without a norm, y.
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& kept,
+                                            const Tensor& weight, const Tensor& bias, const Norm* norm,
+                                            const void* norm_means) {
+  const ConvolutionTensors convolution(x, weight, bias);
+  if (x.numel() == 0) return {at::empty_like(x), at::zeros_like(weight), at::zeros_like(bias)};
+  const Input in(x);
+  const Tensor g = in.alike(grad), kept_ = in.alike(kept), workspace = in.workspace();
+  const Tensor grad_x = at::empty_like(in.dense), of_weight = in.wide({x.size(1), 9}), of_bias = in.by_channel();
+  check_launched(launch_frelu_backward(
+      in.images, in.element, convolution.arrays(), norm, norm_means, g.const_data_ptr(), in.dense.const_data_ptr(),
+      kept_.const_data_ptr(), grad_x.mutable_data_ptr(), {of_weight.mutable_data_ptr(), of_bias.mutable_data_ptr()},
+      workspace.mutable_data_ptr<double>(), current_stream()));
+  return {with_layout_of(x, in.dense, grad_x), gradient_of(weight, of_weight), gradient_of(bias, of_bias)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> inference_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
+                                                      const Tensor& weight, const Tensor& bias) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  return backward(grad, x, y, weight, bias, nullptr, nullptr);
+}
+
+std::tuple<Tensor, Tensor, Tensor> convolve_backward(const Tensor& grad, const Tensor& x, const Tensor& conv,
+                                                     const Tensor& mean, const Tensor& var, const Tensor& weight,
+                                                     const Tensor& bias, const Tensor& norm_weight,
+                                                     const Tensor& norm_bias, double eps, const Tensor& norm_means) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const NormTensors norm(x, mean, var, norm_weight, norm_bias, eps);
+  const Tensor means = dense_parameter(x, norm_means);
+  TORCH_CHECK(means.numel() == 2 * x.size(1), "frelu: norm_means has shape ", norm_means.sizes());
+  const Norm arrays = norm.arrays();
+  return backward(grad, x, conv, weight, bias, &arrays, means.const_data_ptr());
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> training(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                                                    const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
+  const auto [conv, mean, var] = convolve(x, weight, bias);
+  return {normalise(x, conv, mean, var, norm_weight, norm_bias, eps), conv, mean, var};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> training_backward(const Tensor& grad, const Tensor& x,
+                                                                     const Tensor& conv, const Tensor& mean,
+                                                                     const Tensor& var, const Tensor& weight,
+                                                                     const Tensor& bias, const Tensor& norm_weight,
+                                                                     const Tensor& norm_bias, double eps) {
+  const Tensor sums = norm_sums(grad, x, conv, mean, var, norm_weight, norm_bias, eps);
+  const Tensor means = sums / double(std::max<int64_t>(1, x.numel() / x.size(1)));
+  auto [grad_x, grad_weight, grad_bias] =
+      convolve_backward(grad, x, conv, mean, var, weight, bias, norm_weight, norm_bias, eps, means);
+  return {grad_x, grad_weight, grad_bias, gradient_of(norm_weight, sums[0]), gradient_of(norm_bias, sums[1])};
+}
+
+}  // namespace
+}  // namespace pwlu
+
+TORCH_LIBRARY_IMPL(pwlu_det, CUDA, m) {
+  m.impl("frelu", &pwlu::training);
+  m.impl("frelu_backward", &pwlu::training_backward);
+  m.impl("frelu_inference", &pwlu::inference);
+  m.impl("frelu_inference_backward", &pwlu::inference_backward);
+  m.impl("frelu_convolve", &pwlu::convolve);
+  m.impl("frelu_normalise", &pwlu::normalise);
+  m.impl("frelu_norm_sums", &pwlu::norm_sums);
+  m.impl("frelu_convolve_backward", &pwlu::convolve_backward);
+}

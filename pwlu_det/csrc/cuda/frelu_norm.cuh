@@ -1,0 +1,96 @@
+// The batch norm of Funnel ReLU: the maximum of x and the normalised convolution, and the sums of its backward. Both
+// go over elements, without neighbours.
+#pragma once
+
+#include "frelu.h"
+#include "frelu_sums.cuh"
+#include "items.cuh"
+
+namespace pwlu {
+
+template <typename R>
+struct NormArrays {
+  const R *mean, *var, *weight, *bias;
+  R eps;
+
+  explicit NormArrays(const Norm& n)
+      : mean(static_cast<const R*>(n.mean)),
+        var(static_cast<const R*>(n.var)),
+        weight(static_cast<const R*>(n.weight)),
+        bias(static_cast<const R*>(n.bias)),
+        eps(R(n.eps)) {}
+};
+
+// The norm of one channel as a line: (conv - mean) * scale + bias.
+template <typename R>
+struct NormLine {
+  R mean, rstd, scale, bias;
+
+  __device__ NormLine(const NormArrays<R>& arrays, int64_t channel)
+      : mean(arrays.mean[channel]),
+        rstd(1 / sqrt(arrays.var[channel] + arrays.eps)),
+        scale(arrays.weight[channel] * rstd),
+        bias(arrays.bias[channel]) {}
+  __device__ __forceinline__ R operator()(R conv) const { return fma(conv - mean, scale, bias); }
+};
+
+template <typename R>
+struct NormaliseBody {
+  NormLine<R> norm;
+
+  // of x and conv
+  __device__ __forceinline__ R operator()(const R (&in)[2]) {
+    const R normed = norm(in[1]);
+    return in[0] > normed ? in[0] : normed;
+  }
+};
+
+template <typename T, typename Items>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    frelu_normalise_kernel(Items items, const T* x, const T* conv, T* y, NormArrays<Real<T>> arrays) {
+  const auto item = items.item(blockIdx.x);
+  NormaliseBody<Real<T>> body{{arrays, item.channel}};
+  item.sweep(Streams<T, 2>{{x, conv}, y, true}, body);
+}
+
+template <typename R>
+struct NormSumsBody {
+  NormLine<R> norm;
+  R sum = 0, moment = 0;
+
+  // of grad, x and conv
+  __device__ __forceinline__ R operator()(const R (&in)[3]) {
+    const R g = norm(in[2]) > in[1] ? in[0] : R(0);
+    sum += g;
+    moment = fma(g, in[2] - norm.mean, moment);
+    return g;
+  }
+};
+
+// sums is [channel][2][item].
+template <typename T, typename Items>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    frelu_norm_sums_kernel(Items items, const T* grad, const T* x, const T* conv, NormArrays<Real<T>> arrays,
+                           double* sums) {
+  const auto item = items.item(blockIdx.x);
+  NormSumsBody<Real<T>> body{{arrays, item.channel}};
+  item.sweep(Streams<T, 3>{{grad, x, conv}, nullptr, false}, body);
+  const double own[] = {body.sum, body.moment};
+  const int64_t n = items.items_of_channel();
+  store_sums<Items::kLanes>(own, item.active(), sums + item.channel * 2 * n + item.index, n);
+}
+
+// The gradients of the norm's weight and bias: [2][channel].
+template <typename R>
+struct FinishNormSums {
+  NormArrays<R> arrays;
+  int64_t channels;
+  R* gradients;
+
+  __device__ void operator()(int64_t channel, const double (&sums)[2]) const {
+    gradients[channel] = R(sums[1] * NormLine<R>(arrays, channel).rstd);
+    gradients[channels + channel] = R(sums[0]);
+  }
+};
+
+}  // namespace pwlu

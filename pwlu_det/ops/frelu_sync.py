@@ -1,0 +1,70 @@
+"""Funnel ReLU in training whose norm takes its statistics from the batches of several processes."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pwlu_det.ops.frelu import check_arguments
+
+
+def frelu_sync(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    group: dist.ProcessGroup,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`frelu` with the mean and variance of all batches of a process group, as in ``nn.SyncBatchNorm``.
+
+    All processes of the group call it, and its backward, at the same place: there is one all-reduce in each.
+    Batches may differ in size, and some may be empty. Gradients of parameters are this process's share, which
+    data parallel training adds up. Arguments and errors are those of :func:`frelu`, but ``x`` may be of any
+    size.
+
+    Returns:
+        y, the pooled mean and population variance of the convolution's output, and the pooled number of its
+        elements in a channel (1 where there are none), the last three not differentiable.
+    """
+    check_arguments(x, weight=weight, bias=bias, norm_weight=norm_weight, norm_bias=norm_bias)
+    return _SyncFrelu.apply(x, weight, bias, norm_weight, norm_bias, eps, group)
+
+
+class _SyncFrelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, norm_weight, norm_bias, eps, group):
+        conv, mean, var = torch.ops.pwlu_det.frelu_convolve(x, weight, bias)
+        count, mean, var = _pool(x.numel() // x.shape[1], mean, var, group)
+        y = torch.ops.pwlu_det.frelu_normalise(x, conv, mean, var, norm_weight, norm_bias, eps)
+        ctx.save_for_backward(x, conv, mean, var, weight, bias, norm_weight, norm_bias, count)
+        ctx.eps, ctx.group = eps, group
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_others):
+        *saved, weight, bias, norm_weight, norm_bias, count = ctx.saved_tensors
+        norm = norm_weight, norm_bias, ctx.eps
+        sums = torch.ops.pwlu_det.frelu_norm_sums(grad, *saved, *norm)
+        pooled = sums.to(torch.float64, copy=True)
+        dist.all_reduce(pooled, group=ctx.group)
+        means = (pooled / count).to(sums.dtype)
+        grads = torch.ops.pwlu_det.frelu_convolve_backward(grad, *saved, weight, bias, *norm, means)
+        of_norm = (value.to(parameter.dtype) for value, parameter in zip(sums, norm))
+        return *grads, *of_norm, None, None
+
+
+def _pool(count: int, mean: Tensor, var: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and variance over the processes; what is added up are counts, sums and sums of squares."""
+    wide = mean.double()
+    sums = count * torch.cat([torch.ones_like(wide[:1]), wide, var + wide**2])
+    dist.all_reduce(sums, group=group)
+    total = sums[0].clamp(min=1)  # batches may be empty everywhere
+    pooled_mean, mean_square = (sums[1:] / total).chunk(2)
+    pooled_var = (mean_square - pooled_mean**2).clamp(min=0)
+    return total, pooled_mean.to(mean.dtype), pooled_var.to(var.dtype)

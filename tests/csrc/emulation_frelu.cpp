@@ -1,0 +1,35 @@
+// Funnel ReLU's launchers for the tests.
+#include "emulation.h"
+
+#include "frelu.cu"
+
+enum { kInference, kInferenceBackward, kConvolve, kNormalise, kNormSums, kBackward };
+
+// As in cuda_frelu.py. numbers: batch, channels, height, width, channels last, element, op. buffers: weight, bias, the
+// norm's mean, var, weight and bias, norm_means, x, grad, kept, and then the outputs of the op.
+extern "C" int run_case(const int64_t* numbers, void** buffers) {
+  using namespace pwlu;
+  const Images images{numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] != 0};
+  const auto element = Element(numbers[5]);
+  const Convolution convolution{buffers[0], buffers[1]};
+  const Norm norm{buffers[2], buffers[3], buffers[4], buffers[5], 1e-5};
+  void *means = buffers[6], *x = buffers[7], *grad = buffers[8], *kept = buffers[9], **out = buffers + 10;
+  std::vector<double> workspace(frelu_workspace(images, element), NAN);
+  double* space = workspace.data();
+  switch (numbers[6]) {
+    case kInference:
+      return launch_frelu_inference(images, element, convolution, x, out[0], nullptr);
+    case kInferenceBackward:
+      return launch_frelu_backward(images, element, convolution, nullptr, nullptr, grad, x, kept, out[0],
+                                   {out[1], out[2]}, space, nullptr);
+    case kConvolve:
+      return launch_frelu_convolve(images, element, convolution, x, out[0], out[1], out[2], space, nullptr);
+    case kNormalise:
+      return launch_frelu_normalise(images, element, norm, x, kept, out[0], nullptr);
+    case kNormSums:
+      return launch_frelu_norm_sums(images, element, norm, grad, x, kept, out[0], space, nullptr);
+    default:
+      return launch_frelu_backward(images, element, convolution, &norm, means, grad, x, kept, out[0],
+                                   {out[1], out[2]}, space, nullptr);
+  }
+}

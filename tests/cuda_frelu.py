@@ -1,0 +1,151 @@
+"""Funnel ReLU's cases for :mod:`cuda_emulation`, and what is expected of them: each op by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import oracle_activations as oracle
+import torch
+from cuda_emulation import DTYPES, Case, as_numpy, assert_near
+
+OPS = INFERENCE, INFERENCE_BACKWARD, CONVOLVE, NORMALISE, NORM_SUMS, BACKWARD = range(6)
+EPS = 1e-5
+
+
+@dataclasses.dataclass
+class FreluCase(Case):
+    """Parameters are weight, bias, the norm's mean, var, weight and bias, and the means of its gradients."""
+
+    kept: torch.Tensor = None
+    """What the norm or the maximum is taken of: the convolution's output, or y."""
+
+    def numbers(self, op: int) -> list[int]:
+        return [*self.x.shape, int(self.channels_last), DTYPES[self.x.dtype], op]
+
+    def buffers(self, op: int) -> list[tuple[torch.Tensor, int]]:
+        channels = self.x.shape[1]
+        sizes = {CONVOLVE: [channels, channels], INFERENCE_BACKWARD: [9 * channels, channels]}
+        sizes[BACKWARD] = sizes[INFERENCE_BACKWARD]
+        like_x = [] if op == NORM_SUMS else [self.output()]
+        others = [2 * channels] if op == NORM_SUMS else sizes.get(op, [])
+        others = [(torch.full((n,), torch.nan, dtype=self.parameters[0].dtype), 0) for n in others]
+        kept = self.memory(self.kept), self.offsets[1] * self.x.element_size()
+        return [*self.inputs(), kept, *like_x, *others]
+
+    def results(self, op: int, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
+        """``[y]``, the sums ``[2, C]``, ``[conv, mean, var]``, or the gradients of x, weight and bias."""
+        first, *others = buffers[len(self.parameters) + 3 :]
+        if op == NORM_SUMS:
+            return [first.view(2, -1)]
+        return [self.from_memory(first), *others]
+
+
+def make_case(shape, dtype=torch.float32, channels_last=False, offsets=(0, 0, 0), seed=0) -> FreluCase:
+    """What is kept has nothing to do with the convolution: each op is held to its own equation.
+
+    Neither of it nor of y is an element too near x to say which is the larger.
+    """
+    random = torch.Generator().manual_seed(seed)
+    channels = shape[1]
+    x, grad, kept = (torch.randn(shape, generator=random).to(dtype) for _ in range(3))
+    vectors = torch.randn(5, channels, generator=random)
+    weight, means = (torch.randn(size, generator=random) for size in ((channels, 9), (2, channels)))
+    bias, mean, spread, gamma, beta = vectors
+    parameters = [weight, bias, mean, spread**2 + 0.1, gamma, beta, means / 10]
+    case = FreluCase(x, grad, parameters, channels_last, offsets, kept)
+    for near in (np.abs(normed(case)[1] - as_numpy(x)) < 1e-3, np.abs(as_numpy(kept) - as_numpy(x)) < 1e-3):
+        case.kept = torch.where(torch.from_numpy(near), case.kept + 0.25, case.kept)
+    return case
+
+
+def run_op(case: FreluCase, op: int, device: str) -> list[torch.Tensor]:
+    """The same by the ops of torch, whatever they are made of on that device."""
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+    x, grad, kept = (t.to(device, memory_format=layout) for t in (case.x, case.grad, case.kept))
+    weight, bias, *norm, means = (p.to(device) for p in case.parameters)
+    weight, ops = weight.view(-1, 1, 3, 3), torch.ops.pwlu_det
+    results = {
+        INFERENCE: lambda: ops.frelu_inference(x, weight, bias),
+        INFERENCE_BACKWARD: lambda: ops.frelu_inference_backward(grad, x, kept, weight, bias),
+        CONVOLVE: lambda: ops.frelu_convolve(x, weight, bias),
+        NORMALISE: lambda: ops.frelu_normalise(x, kept, *norm, EPS),
+        NORM_SUMS: lambda: ops.frelu_norm_sums(grad, x, kept, *norm, EPS),
+        BACKWARD: lambda: ops.frelu_convolve_backward(
+            grad, x, kept, *norm[:2], weight, bias, *norm[2:], EPS, means
+        ),
+    }[op]()
+    results = [results] if isinstance(results, torch.Tensor) else [*results]
+    for result in results:
+        wide = result.shape != x.shape
+        assert result.dtype == (bias if wide else x).dtype
+        assert wide or result.stride() == torch.empty_like(x).stride()
+    return [result.cpu() for result in results]
+
+
+# --- the equations in float64 ---------------------------------------------------------------------------
+
+
+def arrays(case):
+    return [as_numpy(p) for p in case.parameters]
+
+
+def filters(case):
+    return as_numpy(case.parameters[0]).reshape(-1, 1, 3, 3), as_numpy(case.parameters[1])
+
+
+def by_channel(values):
+    return values.reshape(-1, 1, 1)
+
+
+def normed(case):
+    """What is kept without its mean and deviation, and the norm's output."""
+    _, _, mean, var, gamma, beta, _ = (by_channel(p) for p in arrays(case))
+    normal = (as_numpy(case.kept) - mean) / np.sqrt(var + EPS)
+    return normal, normal * gamma + beta
+
+
+def expected_results(case: FreluCase, op: int) -> list[np.ndarray]:
+    x, g, kept = (as_numpy(t) for t in (case.x, case.grad, case.kept))
+    weight, bias = filters(case)
+    normal, line = normed(case)
+    if op == INFERENCE:
+        return [np.maximum(x, oracle.depthwise(x, weight, bias))]
+    if op == CONVOLVE:
+        return [oracle.depthwise(x, weight, bias)]  # statistics are those of what it was rounded to
+    if op == NORMALISE:
+        return [np.maximum(x, line)]
+    if op == INFERENCE_BACKWARD:
+        lost = kept > x
+        return [*oracle.depthwise_gradients(np.where(lost, 0, g), np.where(lost, g, 0), x, weight)]
+    to_norm = np.where(line > x, g, 0)
+    if op == NORM_SUMS:
+        return [np.stack([(to_norm * normal).sum((0, 2, 3)), to_norm.sum((0, 2, 3))])]
+    _, _, _, var, gamma, _, means = arrays(case)
+    centred = to_norm - by_channel(means[1]) - normal * by_channel(means[0])
+    to_conv = centred * by_channel(gamma / np.sqrt(var + EPS))
+    return [*oracle.depthwise_gradients(np.where(line > x, 0, g), to_conv, x, weight)]
+
+
+def check(case: FreluCase, op: int, results: list[torch.Tensor]) -> None:
+    """Hold results against the equations; every element counts."""
+    expected = expected_results(case, op)
+    if op == CONVOLVE:
+        conv, mean, var = results
+        kept = as_numpy(conv)
+        unit = torch.finfo(mean.dtype).eps
+        assert_near(mean, kept.mean((0, 2, 3)), 4 * unit * (1 + np.abs(kept).max((0, 2, 3))), "mean")
+        spread = kept.var((0, 2, 3)) * (1000 if case.x.dtype == torch.float64 else 16)  # sums are in double
+        assert_near(var, kept.var((0, 2, 3)), unit * (1e-2 + spread), "var")
+        results = [conv]
+    unit = torch.finfo(case.parameters[0].dtype).eps
+    weight, _ = filters(case)
+    _, line = normed(case)
+    steepest = 1 + np.abs(line).max() + (case.parameters[4].abs() / case.parameters[3].sqrt()).max().item()
+    size = 100 * (1 + np.abs(as_numpy(case.grad)).max()) * steepest * (1 + np.abs(weight).max())
+    for actual, wanted in zip(results, expected):
+        info = torch.finfo(actual.dtype)
+        # Sums are taken in float for some elements, then in double.
+        terms = 1 if actual.shape == case.x.shape else np.sqrt(case.x[:, 0].numel())
+        bound = info.eps * (np.abs(wanted) + info.smallest_normal) + unit * size * terms
+        assert_near(actual.reshape(wanted.shape), wanted, bound, f"op {op}")

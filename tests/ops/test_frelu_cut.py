@@ -1,0 +1,89 @@
+"""Funnel ReLU's ops that are cut where statistics are pooled, each by itself and in a row."""
+
+import pytest
+import torch
+from cuda_frelu import BACKWARD, DTYPES, EPS, OPS, check, make_case, run_op
+
+from pwlu_det.ops import kernels, kernels_in_use
+
+CUT = ("frelu_convolve", "frelu_normalise", "frelu_norm_sums", "frelu_convolve_backward")
+on_gpu = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+        pytest.mark.skipif(bool(kernels.CUDA_FALLBACK_REASON), reason=kernels.CUDA_FALLBACK_REASON),
+    ],
+)
+on_each_device = pytest.mark.parametrize("device", ["cpu", on_gpu])
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 7, 5), (1, 34, 40, 19), (3, 2, 1, 301)], ids=str)
+@on_each_device
+def test_each_op_computes_its_equation(device, shape, dtype, channels_last, op):
+    case = make_case(shape, dtype, channels_last)
+    check(case, op, run_op(case, op, device))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@on_each_device
+def test_in_a_row_they_are_the_whole(device, dtype, channels_last):
+    case = make_case((2, 34, 9, 12), dtype, channels_last)
+    weight, bias, _, _, gamma, beta, _ = (p.to(device) for p in case.parameters)
+    convolution, norm, ops = (weight.view(-1, 1, 3, 3), bias), (gamma, beta, EPS), torch.ops.pwlu_det
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, grad = (t.to(device, memory_format=layout) for t in (case.x, case.grad))
+    y, *saved = ops.frelu(x, *convolution, *norm)
+    cut = ops.frelu_convolve(x, *convolution)
+    tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(cut, tuple(saved), **tolerance)
+    torch.testing.assert_close(ops.frelu_normalise(x, *saved, *norm), y, **tolerance)
+    whole = ops.frelu_backward(grad, x, *saved, *convolution, *norm)
+    sums = ops.frelu_norm_sums(grad, x, *saved, *norm)
+    means = sums / (x.numel() // x.shape[1])
+    others = ops.frelu_convolve_backward(grad, x, *saved, *convolution, *norm, means)
+    torch.testing.assert_close(
+        (*others, *sums), whole, rtol=1e-2 if x.element_size() == 2 else 1e-4, atol=1e-3
+    )
+
+
+def cut_arguments(shape=(2, 3, 5, 4)):
+    case = make_case(shape, channels_last=True)
+    weight, bias, mean, var, gamma, beta, means = case.parameters
+    convolution, norm = (weight.view(-1, 1, 3, 3), bias), (gamma, beta, EPS)
+    x, grad, kept = (t.to(memory_format=torch.channels_last) for t in (case.x, case.grad, case.kept))
+    saved = (x, kept, mean, var)
+    arguments = (x, *convolution), (*saved, *norm), (grad, *saved, *norm)
+    return dict(zip(CUT, (*arguments, (grad, *saved, *convolution, *norm, means))))
+
+
+@pytest.mark.parametrize("op", CUT)
+def test_ops_obey_the_rules_of_torch_library(op):
+    torch.library.opcheck(getattr(torch.ops.pwlu_det, op), cut_arguments()[op])
+
+
+@pytest.mark.parametrize("op", CUT)
+def test_kernels_are_registered_where_there_are_vectors(op):
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"pwlu_det::{op}", "CPU")
+    assert registered == (kernels_in_use() in ("avx2", "avx512"))
+
+
+@pytest.mark.parametrize("op", CUT)
+def test_of_nothing_statistics_and_sums_are_zeros(op):
+    arguments = [a[:0] if torch.is_tensor(a) and a.dim() == 4 and a.shape[1] == 3 else a
+                 for a in cut_arguments()[op]]  # fmt: skip
+    results = getattr(torch.ops.pwlu_det, op)(*arguments)
+    for result in [results] if torch.is_tensor(results) else results:
+        assert result.shape[0] == 0 or not result.any()
+
+
+def test_given_means_are_what_the_gradient_takes():
+    """Not those of this process's own batch."""
+    case = make_case((2, 3, 6, 5))
+    before = run_op(case, BACKWARD, "cpu")[0]
+    case.parameters[-1][1] += 1
+    assert (run_op(case, BACKWARD, "cpu")[0] - before).abs().min() > 1e-4
