@@ -55,6 +55,7 @@ def cuda_extension():
         listed = [a for a in ARCHITECTURES if f"compute_{a.replace('.', '')}" in known.split()]
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(listed) + "+PTX"
     sources = ["pwlu_cuda.cpp", "forward.cu", "backward.cu", "phase1.cu"]
+    sources += ["pointwise_cuda.cpp", "pointwise_forward.cu", "pointwise_backward.cu"]
     return cpp_extension.CUDAExtension(
         CUDA,
         [f"pwlu_det/csrc/cuda/{source}" for source in sources],
