@@ -87,7 +87,9 @@ def hot_loop(instructions, loads=r"\bLDG\S*\.128"):
     for first, last in loops:
         if any(first <= a and b < last for a, b in loops):
             continue  # it has loops in it
-        loop = [text for at, text in instructions if first <= at <= last]
+        # Some loops are left by a CALL of what follows them, which is a jump.
+        leave = rf"CALL\S* (0x{last + 16:x})$"
+        loop = [re.sub(leave, r"BRA \1", text) for at, text in instructions if first <= at <= last]
         if count(loop, loads) >= count(best, loads):
             best = loop
     return best

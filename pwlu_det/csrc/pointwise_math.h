@@ -51,6 +51,12 @@ PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, Sigmoid<V>> sigmoid(V z)
 }
 
 template <typename V>
+PWLU_MATH V sign(V x) {
+  const V zero(0.0f);
+  return where_positive(x, V(1.0f), where_positive(zero - x, V(-1.0f), zero));
+}
+
+template <typename V>
 PWLU_MATH V relu(V x) {
   return max(V(0.0f), x);
 }
@@ -211,22 +217,25 @@ struct Apl {
   }
 };
 
-struct Slaf {  // coefficients (S)
-  static constexpr int kSize = 0;
-  int num_coefficients;
+// coefficients (S); S as a constant, or 0
+template <int S>
+struct Slaf {
+  static constexpr int kSize = S;
+  int num_coefficients = S;
   static PWLU_MATH Slaf of_size(int size) { return {size}; }
+  PWLU_MATH int count() const { return S ? S : num_coefficients; }
   template <typename V>
   PWLU_MATH V forward(V x, const V* p) const {
     V y(0.0f);
-    for (int j = num_coefficients - 1; j >= 0; --j) y = fma(y, x, p[j]);
+    for (int j = count() - 1; j >= 0; --j) y = fma(y, x, p[j]);
     return y;
   }
   template <typename V>
   PWLU_MATH V backward(V x, const V* p, V* d) const {
     V power(1.0f), by_x(0.0f);
-    for (int j = 0; j < num_coefficients; ++j) {
+    for (int j = 0; j < count(); ++j) {
       d[j] = power;
-      if (j + 1 < num_coefficients) by_x = fma(V(float(j + 1)) * p[j + 1], power, by_x);
+      if (j + 1 < count()) by_x = fma(V(float(j + 1)) * p[j + 1], power, by_x);
       power = power * x;
     }
     return by_x;
@@ -247,23 +256,19 @@ struct Pau {
   PWLU_MATH V backward(V x, const V* p, V* d) const {
     const Scaled<V> s(x);
     const V zero(0.0f), one(1.0f), w = abs(s.u), by_q = one / s.denominator(p), ratio = s.numerator(p) * by_q;
-    const V share = s.times_m(by_q), minus_ratio = zero - ratio;
-    V slope_of_p = zero, slope_of_q = zero, power = one;  // of u
+    V by_a = s.times_m(by_q), by_b = (zero - ratio) * by_a;  // times u^j and |u|^k
+    V slope_of_p = V(5.0f) * p[5], slope_of_q = V(4.0f) * abs(p[9]);
     for (int j = 0; j <= 5; ++j) {
-      d[j] = share * s.times_v(power, 5 - j);
-      if (j < 5) slope_of_p = fma(V(float(j + 1)) * p[j + 1], s.times_v(power, 4 - j), slope_of_p);
-      power = power * s.u;
+      d[j] = s.times_v(by_a, 5 - j);
+      by_a = by_a * s.u;
     }
-    power = one;  // of |u|
+    for (int j = 4; j >= 1; --j) slope_of_p = fma(slope_of_p, s.u, s.times_v(V(float(j)) * p[j], 5 - j));
     for (int k = 1; k <= 4; ++k) {
-      const V b = p[5 + k], before = s.times_v(power, 4 - k);
-      slope_of_q = fma(V(float(k)) * abs(b), before, slope_of_q);
-      power = power * w;
-      const V by_size = share * s.times_v(power, 4 - k) * minus_ratio;
-      d[5 + k] = where_positive(b, by_size, where_positive(zero - b, zero - by_size, zero));
+      by_b = by_b * w;
+      d[5 + k] = sign(p[5 + k]) * s.times_v(by_b, 4 - k);
     }
-    const V signed_slope = where_positive(x, slope_of_q, where_positive(zero - x, zero - slope_of_q, zero));
-    return fma(minus_ratio, signed_slope, slope_of_p) * by_q;
+    for (int k = 3; k >= 1; --k) slope_of_q = fma(slope_of_q, w, s.times_v(V(float(k)) * abs(p[5 + k]), 4 - k));
+    return fma(zero - ratio, sign(x) * slope_of_q, slope_of_p) * by_q;
   }
 
  private:

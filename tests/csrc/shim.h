@@ -75,6 +75,8 @@ void run_threads(int count, const Run& run) {
 
 #else
 
+constexpr size_t kStack = 128 << 10;
+inline char* const stacks = new char[kMaxThreads * kStack];
 inline ucontext_t scheduler, fibers[kMaxThreads];
 inline struct {
   bool ended;
@@ -101,9 +103,7 @@ class Barrier {
 
 template <typename Run>
 void run_threads(int count, const Run& run) {
-  constexpr int kStack = 128 << 10;
   static const Run* running;
-  static std::vector<char> stacks(size_t(kMaxThreads) * kStack);
   running = &run;
   const auto start = [] {
     (*running)();
@@ -111,7 +111,7 @@ void run_threads(int count, const Run& run) {
   };
   for (int t = 0; t < count; ++t) {
     getcontext(&fibers[t]);
-    fibers[t].uc_stack.ss_sp = stacks.data() + size_t(t) * kStack;
+    fibers[t].uc_stack.ss_sp = stacks + t * kStack;
     fibers[t].uc_stack.ss_size = kStack;
     fibers[t].uc_link = &scheduler;
     states[t] = {false, nullptr, 0};

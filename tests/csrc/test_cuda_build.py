@@ -15,8 +15,8 @@ import sys, warnings
 warnings.simplefilter("ignore")
 import torch, pwlu_det.ops
 torch.ops.load_library(sys.argv[1])
-for op in ("pwlu_backward", "frelu_backward", "frelu_convolve_backward"):
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pwlu_det::{op}", "CUDA")
+for name in ("pwlu", *pwlu_det.ops.pointwise.TABLE, "frelu", "frelu_convolve"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pwlu_det::{name}_backward", "CUDA"), name
 from torch._subclasses.fake_tensor import FakeTensorMode
 with FakeTensorMode():
     x = torch.empty(2, 3, 4, 5, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)

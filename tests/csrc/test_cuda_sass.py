@@ -1,6 +1,7 @@
 """What the compiler makes of the kernels, by architecture: registers, spills, instructions of the hot loops.
 
-The budget stands in ``sass_budget.json``, which is for contiguous tensors: change it with a reason.
+Of the pointwise activations a few are looked at. The budget stands in ``sass_budget.json``, which is for
+contiguous tensors: change it with a reason.
 """
 
 import json
@@ -9,28 +10,59 @@ from pathlib import Path
 import pytest
 from cuda_sass import ARCHITECTURES, TYPES, compile_for, instructions_of_an_element
 
-BUDGET = json.loads((Path(__file__).parent / "sass_budget.json").read_text())
+HERE = Path(__file__).parent
+BUDGET = json.loads((HERE / "sass_budget.json").read_text())
+POINTWISE = ("Prelu", "AconC", "Pau")
+every_type = pytest.mark.parametrize("cuda_type", TYPES)
+every_kernel = pytest.mark.parametrize("kernel", ["forward", "backward"])
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def machine(request, tmp_path_factory):
+def pwlu(request, tmp_path_factory):
     sources = ["forward.cu", "backward.cu", "phase1.cu"]
     return compile_for(request.param, sources, tmp_path_factory.mktemp(request.param))
 
 
-def test_registers_and_spills(machine):
-    assert len(machine.registers) == 34, "as many kernels as there are"
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def pointwise(request, tmp_path_factory):
+    return compile_for(request.param, [HERE / "pointwise_kernels.cu"], tmp_path_factory.mktemp(request.param))
+
+
+def check_registers_and_spills(machine, kernels):
+    assert len(machine.registers) == kernels, "as many kernels as there are"
     assert max(machine.registers) <= BUDGET["registers"]
     assert not [name for name, size in machine.spilled.items() if size > 0]
 
 
-@pytest.mark.parametrize("cuda_type", TYPES)
-@pytest.mark.parametrize("kernel", ["forward", "backward"])
-def test_instructions_of_the_hot_loop(machine, kernel, cuda_type):
-    instructions = machine.kernel(f"{kernel}_kernel<{cuda_type}, pwlu::Planes>(")
+def check_hot_loop(machine, name, row, kernel, cuda_type):
+    """The kernel of this name keeps to the budget's row."""
     size, inputs = 4 if cuda_type == "float" else 2, 2 if kernel == "backward" else 1
-    row = f"{kernel} {TYPES[cuda_type]}"
     allowed = BUDGET["instructions per element"][row]
     if machine.architecture == "sm_75":
         allowed = BUDGET["sm_75, which has no bfloat16"].get(row, allowed)
-    assert instructions_of_an_element(instructions, size, inputs) <= allowed
+    assert instructions_of_an_element(machine.kernel(name), size, inputs) <= allowed
+
+
+def test_registers_and_spills(pwlu):
+    check_registers_and_spills(pwlu, 34)
+
+
+def test_registers_and_spills_of_pointwise_activations(pointwise):
+    check_registers_and_spills(pointwise, 2 * (3 * len(POINTWISE) + 3))
+
+
+@every_type
+@every_kernel
+def test_instructions_of_the_hot_loop(pwlu, kernel, cuda_type):
+    name = f"{kernel}_kernel<{cuda_type}, pwlu::Planes>("
+    check_hot_loop(pwlu, name, f"{kernel} {TYPES[cuda_type]}", kernel, cuda_type)
+
+
+@every_type
+@every_kernel
+@pytest.mark.parametrize("activation", POINTWISE)
+def test_instructions_of_pointwise_activations(pointwise, activation, kernel, cuda_type):
+    backward = "backward_" if kernel == "backward" else ""
+    arguments = f"pwlu::(anonymous namespace)::{activation}, {cuda_type}, pwlu::Planes"
+    name = f"pointwise_{backward}kernel<{arguments}>("
+    check_hot_loop(pointwise, name, f"{activation} {kernel} {TYPES[cuda_type]}", kernel, cuda_type)

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../activations.h"
 #include "../pwlu_math.h"
 
 namespace pwlu {
@@ -68,9 +69,6 @@ struct DtypeKernels {
   void (*relu_sums_block)(const T* x, T* y, int64_t rows, int64_t stride, int channels, const double* shift,
                           ShiftedSums* sums);
 };
-
-// The most parameters of a channel.
-constexpr int kMaxParameters = 64;
 
 // Parameters of neighbouring channels: parameter k of channel c is at k * stride + c. Of `narrow` whole vectors can
 // be read behind the last channel.

@@ -183,7 +183,7 @@ constexpr pwlu::AllPointwise all_pointwise() {
       pointwise_kernels<pwlu::Prelu>(),   pointwise_kernels<pwlu::Swish>(),         pointwise_kernels<pwlu::AconB>(),
       pointwise_kernels<pwlu::AconC>(),   pointwise_kernels<pwlu::MetaAconPixel>(), pointwise_kernels<pwlu::Apl<3>>(),
       pointwise_kernels<pwlu::Apl<0>>(),  pointwise_kernels<pwlu::Pau>(),           pointwise_kernels<pwlu::Srelu>(),
-      pointwise_kernels<pwlu::Mixture>(), pointwise_kernels<pwlu::Slaf>()};
+      pointwise_kernels<pwlu::Mixture>(), pointwise_kernels<pwlu::Slaf<0>>()};
 }
 
 }  // namespace

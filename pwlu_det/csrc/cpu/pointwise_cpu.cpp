@@ -1,12 +1,10 @@
 // The ops of the pointwise activations on a CPU.
-#include <ATen/ATen.h>
-#include <torch/library.h>
+#include "../pointwise_ops.h"
 
-#include <array>
-#include <tuple>
+#include <ATen/ATen.h>
+
 #include <vector>
 
-#include "../tensors.h"
 #include "dispatch.h"
 #include "items.h"
 
@@ -16,30 +14,51 @@ namespace {
 // The parameters of a call, by coefficient and channel: [size, channels].
 class ParameterTable {
  public:
-  // `shapes` says of each parameter which of its dimensions numbers the channels: 0 or 1.
-  template <size_t N>
-  ParameterTable(const std::array<Tensor, N>& parameters, const std::array<int, N>& channel_axis) {
-    std::vector<Tensor> rows;
-    for (size_t i = 0; i < N; ++i) {
-      const Tensor wide = parameters[i].to(at::kDouble);
-      rows.push_back(wide.dim() == 1 ? wide.unsqueeze(0) : channel_axis[i] == 0 ? wide.t() : wide);
-    }
-    wide_ = at::cat(rows).contiguous();
-    TORCH_CHECK(size() <= kMaxParameters, "pwlu_det: ", size(), " parameters for each channel; at most ",
-                kMaxParameters, " are possible");
-    narrow_ = at::constant_pad_nd(wide_.to(at::kFloat), {0, kLanePadding}).contiguous();
-    padded_ = at::constant_pad_nd(wide_, {0, kLanePadding}).contiguous();
+  explicit ParameterTable(const ParameterRows& rows)
+      : size_(int(count_coefficients(rows))), channels_(rows[0].size(1)) {
+    std::vector<Tensor> wide;
+    for (const Tensor& row : rows) wide.push_back(row.to(at::kDouble));
+    wide_ = at::constant_pad_nd(at::cat(wide), {0, kLanePadding}).contiguous();
+    narrow_ = wide_.to(at::kFloat);
   }
-  int size() const { return int(wide_.size(0)); }
-  int64_t channels() const { return wide_.size(1); }
+  int size() const { return size_; }
+  int64_t channels() const { return channels_; }
   ChannelParameters of(const Item& item) const {
-    return {item.num_channels, size(), padded_.size(1), narrow_.const_data_ptr<float>() + item.channel,
-            padded_.const_data_ptr<double>() + item.channel};
+    return {item.num_channels, size(), wide_.size(1), narrow_.const_data_ptr<float>() + item.channel,
+            wide_.const_data_ptr<double>() + item.channel};
   }
 
  private:
-  Tensor wide_, narrow_, padded_;
+  int size_;
+  int64_t channels_;
+  Tensor wide_, narrow_;
 };
+
+const PointwiseKernels& kernels_for(Activation activation, int size) {
+  const AllPointwise& all = *kernels().pointwise;
+  switch (activation) {
+    case Activation::kPrelu:
+      return all.prelu;
+    case Activation::kSwish:
+      return all.swish;
+    case Activation::kAconB:
+      return all.acon_b;
+    case Activation::kAconC:
+      return all.acon_c;
+    case Activation::kMetaAconPixel:
+      return all.meta_acon_pixel;
+    case Activation::kApl:
+      return size == 6 ? all.apl_3 : all.apl;
+    case Activation::kPau:
+      return all.pau;
+    case Activation::kSrelu:
+      return all.srelu;
+    case Activation::kMixture:
+      return all.mixture;
+    default:
+      return all.slaf;
+  }
+}
 
 // Calls run(offset, rows, stride) for the memory of an item.
 template <typename F>
@@ -50,121 +69,58 @@ void for_stretches(const Layout& layout, const Item& item, const F& run) {
   for_rows(layout, item, [&](int64_t at, int64_t n) { run(at, n, int64_t(1)); });
 }
 
-Tensor forward(const PointwiseKernels& kernels, const Tensor& x, const ParameterTable& parameters) {
-  const auto format = format_of(x);
-  const Tensor dense = x.contiguous(format), y = at::empty_like(dense);
-  const Layout layout = layout_of(dense, parameters.channels(), format);
-  with_dtype(x, [&](auto type) {
-    using T = decltype(type);
-    const auto* from = static_cast<const T*>(dense.const_data_ptr());
-    auto* to = static_cast<T*>(y.mutable_data_ptr());
-    for_items(layout, [&](const Item& item) {
-      for_stretches(layout, item, [&](int64_t at, int64_t rows, int64_t stride) {
-        Dtype<T>::of(kernels).forward(from + at, to + at, rows, stride, parameters.of(item));
+struct Cpu {
+  static Tensor forward(Activation activation, const Tensor& x, const ParameterRows& parameters) {
+    const ParameterTable table(parameters);
+    const PointwiseKernels& kernels = kernels_for(activation, table.size());
+    const auto format = format_of(x);
+    const Tensor dense = x.contiguous(format), y = at::empty_like(dense);
+    const Layout layout = layout_of(dense, table.channels(), format);
+    with_dtype(x, [&](auto type) {
+      using T = decltype(type);
+      const auto* from = static_cast<const T*>(dense.const_data_ptr());
+      auto* to = static_cast<T*>(y.mutable_data_ptr());
+      for_items(layout, [&](const Item& item) {
+        for_stretches(layout, item, [&](int64_t at, int64_t rows, int64_t stride) {
+          Dtype<T>::of(kernels).forward(from + at, to + at, rows, stride, table.of(item));
+        });
       });
     });
-  });
-  return with_layout_of(x, dense, y);
-}
+    return with_layout_of(x, dense, y);
+  }
 
-// Gradients of x, and of the parameters: [size, channels].
-std::tuple<Tensor, Tensor> backward(const PointwiseKernels& kernels, const Tensor& grad, const Tensor& x,
-                                    const ParameterTable& parameters) {
-  const auto format = format_of(x);
-  const Tensor dense = x.contiguous(format), g = grad.contiguous(format), grad_x = at::empty_like(dense);
-  const Layout layout = layout_of(dense, parameters.channels(), format);
-  const Tensor totals = at::empty({parameters.channels(), parameters.size()}, at::kDouble);
-  with_dtype(x, [&](auto type) {
-    using T = decltype(type);
-    const auto* from = static_cast<const T*>(dense.const_data_ptr());
-    const auto* incoming = static_cast<const T*>(g.const_data_ptr());
-    auto* to = static_cast<T*>(grad_x.mutable_data_ptr());
-    const auto run = [&](const Item& item, double* sums) {
-      for_stretches(layout, item, [&](int64_t at, int64_t rows, int64_t stride) {
-        Dtype<T>::of(kernels).backward(incoming + at, from + at, to + at, rows, stride, parameters.of(item), sums);
+  static Tensor backward(Activation activation, const Tensor& grad, const Tensor& x, const ParameterRows& parameters,
+                         const ParameterRows& gradients) {
+    const ParameterTable table(parameters);
+    const PointwiseKernels& kernels = kernels_for(activation, table.size());
+    const auto format = format_of(x);
+    const Tensor dense = x.contiguous(format), g = grad.contiguous(format), grad_x = at::empty_like(dense);
+    const Layout layout = layout_of(dense, table.channels(), format);
+    std::vector<double> sums;  // [channels, size]
+    with_dtype(x, [&](auto type) {
+      using T = decltype(type);
+      const auto* from = static_cast<const T*>(dense.const_data_ptr());
+      const auto* incoming = static_cast<const T*>(g.const_data_ptr());
+      auto* to = static_cast<T*>(grad_x.mutable_data_ptr());
+      sums = sum_by_channel<double>(layout, table.channels(), table.size(), [&](const Item& item, double* own) {
+        for_stretches(layout, item, [&](int64_t at, int64_t rows, int64_t stride) {
+          Dtype<T>::of(kernels).backward(incoming + at, from + at, to + at, rows, stride, table.of(item), own);
+        });
       });
-    };
-    const auto sums = sum_by_channel<double>(layout, parameters.channels(), parameters.size(), run);
-    std::copy(sums.begin(), sums.end(), totals.data_ptr<double>());
-  });
-  return {with_layout_of(x, dense, grad_x), totals.t()};
-}
-
-// An op with as many parameters as `Ps`, which are all Tensors. Choose gives the kernels for the size of the table.
-template <typename Choose, typename... Ps>
-struct Op {
-  static constexpr size_t kCount = sizeof...(Ps);
-  static ParameterTable table(const Ps&... parameters) {
-    return ParameterTable(std::array<Tensor, kCount>{parameters...}, Choose::kChannelAxis);
-  }
-
-  static Tensor forward(const Tensor& x, const Ps&... parameters) {
-    const ParameterTable all = table(parameters...);
-    return pwlu::forward(Choose::choose(*kernels().pointwise, all.size()), x, all);
-  }
-
-  static std::tuple<Tensor, Ps...> backward(const Tensor& grad, const Tensor& x, const Ps&... parameters) {
-    const ParameterTable all = table(parameters...);
-    auto [grad_x, grads] = pwlu::backward(Choose::choose(*kernels().pointwise, all.size()), grad, x, all);
-    int64_t row = 0;
-    size_t i = 0;
-    const auto take = [&, grads = grads](const Tensor& parameter) {
-      const bool channels_first = Choose::kChannelAxis[i++] == 0 && parameter.dim() == 2;
-      const int64_t rows = parameter.dim() == 1 ? 1 : parameter.size(channels_first ? 1 : 0);
-      const Tensor own = grads.narrow(0, row, rows);
-      row += rows;
-      return gradient_of(parameter, channels_first ? own.t() : own);
-    };
-    return std::tuple<Tensor, Ps...>{grad_x, take(parameters)...};  // braces: from left to right
+    });
+    const Tensor totals = at::from_blob(sums.data(), {table.channels(), table.size()}, at::kDouble).t();
+    int64_t first = 0;
+    for (const Tensor& gradient : gradients) {
+      gradient.copy_(totals.narrow(0, first, gradient.size(0)));
+      first += gradient.size(0);
+    }
+    return with_layout_of(x, dense, grad_x);
   }
 };
-
-#define PWLU_POINTWISE(NAME, ...)                                                            \
-  struct Choose_##NAME {                                                                     \
-    static constexpr std::array kChannelAxis{__VA_ARGS__};                                   \
-    static const PointwiseKernels& choose(const AllPointwise& all, int) { return all.NAME; } \
-  }
-
-PWLU_POINTWISE(prelu, 0);
-PWLU_POINTWISE(swish, 0);
-PWLU_POINTWISE(acon_b, 0, 0);
-PWLU_POINTWISE(acon_c, 0, 0, 0);
-PWLU_POINTWISE(meta_acon_pixel, 0, 0);
-PWLU_POINTWISE(pau, 0, 0);
-PWLU_POINTWISE(srelu, 0, 0, 0, 0);
-PWLU_POINTWISE(mixture, 0, 0);
-PWLU_POINTWISE(slaf, 0);
-struct Choose_apl {
-  static constexpr std::array kChannelAxis{1, 1};
-  static const PointwiseKernels& choose(const AllPointwise& all, int size) { return size == 6 ? all.apl_3 : all.apl; }
-};
-
-template <typename Choose, size_t>
-using TensorAt = Tensor;
-template <typename Choose, size_t... I>
-Op<Choose, TensorAt<Choose, I>...> op_of(std::index_sequence<I...>);
-
-template <typename Choose>
-void add_op(torch::Library& m, const std::string& name) {
-  using ThisOp = decltype(op_of<Choose>(std::make_index_sequence<Choose::kChannelAxis.size()>()));
-  m.impl(name.c_str(), &ThisOp::forward);
-  m.impl((name + "_backward").c_str(), &ThisOp::backward);
-}
 
 }  // namespace
 }  // namespace pwlu
 
 TORCH_LIBRARY_IMPL(pwlu_det, CPU, m) {
-  using namespace pwlu;
-  if (!kernels().pointwise) return;
-  add_op<Choose_prelu>(m, "prelu");
-  add_op<Choose_swish>(m, "swish");
-  add_op<Choose_acon_b>(m, "acon_b");
-  add_op<Choose_acon_c>(m, "acon_c");
-  add_op<Choose_meta_acon_pixel>(m, "meta_acon_pixel");
-  add_op<Choose_apl>(m, "apl");
-  add_op<Choose_pau>(m, "pau");
-  add_op<Choose_srelu>(m, "srelu");
-  add_op<Choose_mixture>(m, "mixture");
-  add_op<Choose_slaf>(m, "slaf");
+  if (pwlu::kernels().pointwise) pwlu::add_pointwise_ops<pwlu::Cpu>(m);
 }

@@ -25,11 +25,16 @@ inline Element element_of(const Tensor& x) {
   }
 }
 
-// A parameter as the kernels read it: a dense array in the dtype that x is computed in.
-inline Tensor dense_parameter(const Tensor& x, const Tensor& parameter) {
+// A parameter in the dtype that x is computed in.
+inline Tensor as_computed(const Tensor& x, const Tensor& parameter) {
   TORCH_CHECK(parameter.device() == x.device(), "pwlu_det: x is on ", x.device(), " and a parameter on ",
               parameter.device());
-  return parameter.to(compute_dtype(x)).contiguous();
+  return parameter.to(compute_dtype(x));
+}
+
+// The same as a dense array.
+inline Tensor dense_parameter(const Tensor& x, const Tensor& parameter) {
+  return as_computed(x, parameter).contiguous();
 }
 
 inline void check_gradient(const Tensor& grad, const Tensor& x) {

@@ -1,0 +1,228 @@
+// The pointwise activations: one skeleton, over the functions of pointwise_math.h.
+//
+// A function whose number of parameters is known to the compiler is computed in float, with the parameters and the
+// sums of their gradients in registers. What is not finite then, float64, and functions with any number of parameters
+// are computed in double, element by element and without haste.
+#pragma once
+
+#include <type_traits>
+
+#include "dispatch.cuh"
+#include "items.cuh"
+#include "number.cuh"
+#include "pointwise.h"
+
+namespace pwlu {
+
+// The most parameters that a function has.
+template <typename F>
+constexpr int kRoom = F::kSize ? F::kSize : kMaxParameters;
+
+// Whether it is computed in float.
+template <typename F, typename T>
+constexpr bool kFast = F::kSize > 0 && !std::is_same_v<T, double>;
+
+// Coefficient k of a channel is at data[k][channel * stride[k]].
+template <typename P, int kMost = kMaxParameters>
+struct CoefficientTable {
+  int size;
+  P* data[kMost];
+  int64_t stride[kMost];
+
+  template <typename Void>
+  explicit CoefficientTable(const Coefficients<Void>& coefficients) : size(coefficients.size) {
+    for (int k = 0; k < size; ++k) {
+      data[k] = static_cast<P*>(coefficients.rows[k].data);
+      stride[k] = coefficients.rows[k].stride;
+    }
+  }
+  __device__ P& at(int k, int64_t channel) const { return data[k][channel * stride[k]]; }
+};
+
+// A function with its parameters.
+template <typename F, typename P>
+struct Site {
+  F function;
+  CoefficientTable<const P, kRoom<F>> table;
+
+  Site(const F& function, const PointwiseParameters& parameters) : function(function), table(parameters) {}
+  __device__ int size() const { return F::kSize ? F::kSize : table.size; }
+
+  template <typename V>
+  __device__ void load(int64_t channel, V* own) const {
+    for (int k = 0; k < size(); ++k) own[k] = V(table.at(k, channel));
+  }
+};
+
+// f(the activation, in its own type)
+template <typename Run>
+auto with_activation(Activation activation, int size, const Run& run) {
+  switch (activation) {
+    case Activation::kPrelu:
+      return run(Prelu{});
+    case Activation::kSwish:
+      return run(Swish{});
+    case Activation::kAconB:
+      return run(AconB{});
+    case Activation::kAconC:
+      return run(AconC{});
+    case Activation::kMetaAconPixel:
+      return run(MetaAconPixel{});
+    case Activation::kApl:
+      return size == Apl<3>::kSize ? run(Apl<3>{}) : run(Apl<0>::of_size(size));
+    case Activation::kPau:
+      return run(Pau{});
+    case Activation::kSrelu:
+      return run(Srelu{});
+    case Activation::kMixture:
+      return run(Mixture{});
+    default:
+      return size == Slaf<4>::kSize ? run(Slaf<4>{}) : run(Slaf<0>::of_size(size));
+  }
+}
+
+// --- forward -------------------------------------------------------------------------------------
+
+template <typename F>
+struct PointwiseBody {
+  Number own[kRoom<F>], trap{0};  // NaN once a result was not finite
+
+  __device__ __forceinline__ float operator()(const float (&in)[1]) {
+    const Number y = F().forward(Number(in[0]), own);
+    trap = fma(y, Number(0), trap);
+    return y.value;
+  }
+};
+
+template <typename F>
+__device__ __noinline__ double careful_value(const F& function, double x, const double* own) {
+  return function.forward(x, own);
+}
+
+// Computes in double what is not finite, or all. Its arguments are the kernel's own, so that nothing has to be kept
+// for it.
+template <typename F, typename T, typename Items>
+__device__ __noinline__ void mend_pointwise(Items items, const T* x, T* y, Site<F, Real<T>> site) {
+  constexpr int kLanes = Items::kLanes;
+  const auto item = items.item(blockIdx.x);
+  double own[kRoom<F>];
+  site.load(item.channel, own);
+  item.walk(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
+    if (kFast<F, T> && is_finite(to_real(y[at]))) return;
+    from_real(Real<T>(careful_value(site.function, to_real(x[at]), own)), y[at]);
+  });
+}
+
+template <typename F, typename T, typename Items>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    pointwise_kernel(Items items, const T* x, T* y, Site<F, Real<T>> site) {
+  bool good = false;
+  if constexpr (kFast<F, T>) {
+    const auto item = items.item(blockIdx.x);
+    PointwiseBody<F> body;
+    site.load(item.channel, body.own);
+    item.sweep(Streams<T, 1>{{x}, y, true}, body);
+    good = body.trap.value == 0;
+  }
+  if (__syncthreads_or(!good)) mend_pointwise<F>(items, x, y, site);
+}
+
+// --- backward ------------------------------------------------------------------------------------
+
+template <typename F>
+struct PointwiseBackwardBody {
+  Number own[kRoom<F>], sums[kRoom<F>], trap{0};
+
+  __device__ PointwiseBackwardBody() {
+    for (Number& sum : sums) sum = Number(0);
+  }
+  // of x and g
+  __device__ __forceinline__ float operator()(const float (&in)[2]) {
+    Number by_own[kRoom<F>];
+    const Number g(in[1]), by_x = g * F().backward(Number(in[0]), own, by_own);
+    trap = fma(by_x, Number(0), trap);
+    for (int k = 0; k < F::kSize; ++k) sums[k] = fma(g, by_own[k], sums[k]);
+    return by_x.value;
+  }
+  __device__ bool good() {
+    for (const Number& sum : sums) trap = fma(sum, Number(0), trap);
+    return trap.value == 0;
+  }
+};
+
+// How many sums a block adds up at once, and the shared memory that it takes.
+constexpr int kSumsAtOnce = 16;
+inline int64_t sum_bytes(int size) { return (size < kSumsAtOnce ? size : kSumsAtOnce) * kThreads * sizeof(double); }
+
+// Adds up the threads' sums of an item in double, a warp for each: partials is [channel][sum][item].
+template <typename Items, typename Sum>
+__device__ __forceinline__ void add_up(const Items& items, int size, double* partials, const Sum& sum) {
+  constexpr int kLanes = Items::kLanes;
+  const auto item = items.item(blockIdx.x);
+  double* scratch = reinterpret_cast<double*>(shared_memory);
+  const int lane = threadIdx.x % kWarp;
+  for (int first = 0; first < size; first += kSumsAtOnce) {
+    const int count = size - first < kSumsAtOnce ? size - first : kSumsAtOnce;
+    for (int k = 0; k < count; ++k) scratch[k * kThreads + threadIdx.x] = sum(first + k);
+    __syncthreads();
+    for (int k = threadIdx.x / kWarp; k < count; k += kWarps) {
+      double total = 0;
+      for (int t = lane; t < kThreads; t += kWarp) total += scratch[k * kThreads + t];
+      if (kLanes == 1) total = warp_sum(total);
+      if (item.active() && lane < kLanes) {
+        partials[(item.channel * size + first + k) * items.items_of_channel() + item.index] = total;
+      }
+    }
+    __syncthreads();  // scratch is free again
+  }
+}
+
+template <typename F>
+__device__ __noinline__ double careful_slope(const F& function, double x, const double* own, double* by_own) {
+  return function.backward(x, own, by_own);
+}
+
+// Computes all of an item in double.
+template <typename F, typename T, typename Items>
+__device__ __noinline__ void mend_pointwise_backward(Items items, const T* grad, const T* x, T* grad_x,
+                                                     Site<F, Real<T>> site, double* partials) {
+  constexpr int kLanes = Items::kLanes;
+  const auto item = items.item(blockIdx.x);
+  double own[kRoom<F>], by_own[kRoom<F>], sums[kRoom<F>];
+  site.load(item.channel, own);
+  for (int k = 0; k < site.size(); ++k) sums[k] = 0;
+  item.walk(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
+    const double g = to_real(grad[at]);
+    from_real(Real<T>(g * careful_slope(site.function, to_real(x[at]), own, by_own)), grad_x[at]);
+    for (int k = 0; k < site.size(); ++k) sums[k] += g * by_own[k];
+  });
+  add_up(items, site.size(), partials, [&](int k) { return sums[k]; });
+}
+
+template <typename F, typename T, typename Items>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    pointwise_backward_kernel(Items items, const T* grad, const T* x, T* grad_x, Site<F, Real<T>> site,
+                              double* partials) {
+  if constexpr (kFast<F, T>) {
+    const auto item = items.item(blockIdx.x);
+    PointwiseBackwardBody<F> body;
+    site.load(item.channel, body.own);
+    item.sweep(Streams<T, 2>{{x, grad}, grad_x, true}, body);
+    if (!__syncthreads_or(!body.good())) {
+      return add_up(items, F::kSize, partials, [&](int k) { return double(body.sums[k].value); });
+    }
+  }
+  mend_pointwise_backward<F>(items, grad, x, grad_x, site, partials);
+}
+
+// Adds up each channel's items, a warp for each sum.
+template <typename P>
+__global__ void pointwise_finish_kernel(const double* partials, int64_t channels, int64_t items,
+                                        CoefficientTable<P> gradients) {
+  const int64_t number = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (number >= channels * gradients.size) return;  // all of the warp
+  const double sum = warp_total(partials + number * items, items);
+  if (threadIdx.x % kWarp == 0) gradients.at(int(number % gradients.size), number / gradients.size) = P(sum);
+}
+
+}  // namespace pwlu

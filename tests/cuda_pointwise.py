@@ -1,0 +1,134 @@
+"""Cases of the pointwise activations for :mod:`cuda_emulation`, and what is expected of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import oracle_activations as oracle
+import torch
+from cuda_emulation import FORWARD, Case, as_numpy, assert_near
+
+from pwlu_det.ops.pointwise import TABLE
+
+SIZES = {"apl": 3, "slaf": 4}
+"""S of those that the kernels know; others are computed in double."""
+KINDS = {
+    **{name: (name, SIZES.get(name)) for name in TABLE},
+    "apl of 2": ("apl", 2),
+    "slaf of 20": ("slaf", 20),
+}
+every_kind = list(KINDS)
+
+
+@dataclasses.dataclass
+class PointwiseCase(Case):
+    """The parameters are one table, ``[coefficients, channels]``."""
+
+    name: str = ""
+    transposed: bool = False
+    """Whether it lies in memory as ``[channels, coefficients]``."""
+
+    @property
+    def table(self) -> torch.Tensor:
+        return self.parameters[0]
+
+    def numbers(self, op: int) -> list[int]:
+        size, channels = self.table.shape
+        strides = (1, size) if self.transposed else (channels, 1)
+        return [*self.layout, list(TABLE).index(self.name), size, *strides, op]
+
+    def buffers(self, op: int) -> list[tuple[torch.Tensor, int]]:
+        (_, x, grad) = self.inputs()
+        table = (self.table.t() if self.transposed else self.table).contiguous().flatten()
+        gradients = torch.full_like(table, torch.nan)
+        return [(table, 0), x, grad, self.output(), *([] if op == FORWARD else [(gradients, 0)])]
+
+    def results(self, op: int, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
+        """``[y]``, or the gradients of x and of the table."""
+        first = self.from_memory(buffers[3])
+        if op == FORWARD:
+            return [first]
+        size, channels = self.table.shape
+        if self.transposed:
+            return [first, buffers[4].view(channels, size).t()]
+        return [first, buffers[4].view(size, channels)]
+
+
+def arguments(name: str, table: np.ndarray) -> list[np.ndarray]:
+    """The table's rows as the parameters that the op takes."""
+    parameters, row = [], 0
+    dims = [d.split() for d in TABLE[name].values()]
+    fixed = sum(int(d[1]) if d[-1].isdigit() else 1 for d in dims if "S" not in d)
+    free = [d for d in dims if "S" in d]
+    for d in dims:
+        size = (len(table) - fixed) // len(free) if "S" in d else int(d[1]) if d[-1].isdigit() else 1
+        rows = table[row : row + size]
+        parameters.append(rows[0] if len(d) == 1 else rows if d[0] == "S" else rows.T)
+        row += size
+    return parameters
+
+
+def make_case(
+    kind, shape, dtype=torch.float32, channels_last=False, offsets=(0, 0, 0), transposed=False, seed=0
+):
+    """Parameters of moderate size, and x that is far from every hinge."""
+    name, free = KINDS[kind]
+    random = torch.Generator().manual_seed(seed)
+    rows = []
+    for label, dims in TABLE[name].items():
+        size = [free if d == "S" else int(d) if d.isdigit() else 1 for d in dims.split()]
+        shift = {"left": -1.0, "right": 1.0}.get(label, 0.2)
+        rows.append(torch.rand(max(size), shape[1], generator=random) - 0.5 + shift)
+    table = torch.cat(rows)
+    if kind == "slaf of 20":
+        table *= 4.0 ** -torch.arange(20)[:, None]
+    x = (torch.randn(shape, generator=random) * 1.5).clamp(-4, 4).to(dtype)
+    hinges = {"apl": table[len(table) // 2 :], "srelu": table[::2]}.get(name, table[:0])
+    for hinge in (*hinges, torch.zeros(shape[1])):
+        near = (x - hinge.view(-1, *[1] * (x.dim() - 2))).abs() < 1e-3
+        x[near] = 3.0
+    grad = torch.randn(shape, generator=random).to(dtype)
+    return PointwiseCase(x, grad, [table], channels_last, offsets, name, transposed)
+
+
+def check(case: PointwiseCase, op: int, results: list[torch.Tensor]) -> None:
+    """Hold results against the papers' equations; every element counts."""
+    x, table = oracle.wide(as_numpy(case.x)), oracle.wide(as_numpy(case.table))
+    unit = 4 * torch.finfo(case.table.dtype).eps  # of what the function computes with
+    info = torch.finfo(case.x.dtype)
+
+    def function(x, table):
+        return getattr(oracle, case.name)(x, *arguments(case.name, table))
+
+    def rounded(expected):
+        """Rounded to the dtype of x, after a few times in the table's, among terms as large as any."""
+        return info.eps * (np.abs(expected) + info.smallest_normal) + 4 * unit * np.abs(expected).max(
+            initial=1
+        )
+
+    if op == FORWARD:
+        expected = function(x, table)
+        assert_near(results[0], expected, rounded(expected), "y")
+        return
+    grad, step = oracle.wide(as_numpy(case.grad)), oracle.STEP
+    by_x = grad * (function(x + step, table) - function(x - step, table)) / (2 * step)
+    assert_near(results[0], by_x, rounded(by_x) + 1e-10, "grad of x")
+    others = tuple(axis for axis in range(x.ndim) if axis != 1)
+    for k in range(len(table)):
+        moved = step * (np.arange(len(table)) == k)[:, None]
+        terms = grad * (function(x, table + moved) - function(x, table - moved)) / (2 * step)
+        expected = terms.sum(others)
+        bound = (unit + 1e-10) * np.abs(terms).sum(others) + 1e-10
+        assert_near(results[1][k], expected, bound, f"gradient of coefficient {k}")
+
+
+def keep_activations(sources: Path, *names: str) -> None:
+    """Leave but these, and SLAF, in a copy of the sources: they compile sooner."""
+    file = sources / "cuda" / "pointwise.cuh"
+    cases = re.compile(r" +case Activation::k(\w+):\n +return (.*);\n")
+    text, count = cases.subn(lambda match: match[0] if match[1] in names else "", file.read_text())
+    assert count == len(TABLE) - 1
+    file.write_text(text)
