@@ -298,7 +298,7 @@ def _check_no_none(cfg, defaults, prefix: str = "") -> None:
         if isinstance(default, dict):
             _check_no_none(cfg[key], default, f"{prefix}{key}.")
         else:
-            allowed = f"a {type(default).__name__}, as is its default {default!r}"
+            allowed = f"of the type of its default {default!r}, {type(default).__name__}"
             _check(cfg[key] is not None or default is None, prefix + key, None, allowed)
 
 

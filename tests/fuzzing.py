@@ -1,6 +1,6 @@
 """Hostile input by the thousand: what is common to the tests in ``fuzz/``.
 
-They try some 2,000 inputs, always the same. With PWLU_DET_FUZZ=long in the environment they try over 20,000,
+They try some 1,600 inputs, always the same. With PWLU_DET_FUZZ=long in the environment they try over 20,000,
 others in each run. Either way they end with a table of how many each target was given, and what became of
 them.
 """

@@ -10,7 +10,7 @@ import pytest
 import torch
 from detectors import build
 from fuzzing import attempt, fuzz
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pwlu_det.config import load_config
@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
     cfg = load_config(str(RETINANET), SMALL)
     torch.save({"model": build(cfg).state_dict()}, folder / "wéights.pth")
     torch.save(
-        {"model": {"a.points": torch.zeros(2, 3), "a.left_bound": torch.zeros(5)}}, folder / "half.pth"
+        {"model": {"a.points": torch.zeros(2, 3), "a.left_bound": torch.zeros(2)}}, folder / "half.pth"
     )
     return folder
 
@@ -89,6 +89,8 @@ def test_export(folder, config, weights, output, rest, well_meant):
 
 @fuzz(40, 500)
 @given(NAMES, NAMES)
+@example("half.pth", "new.png")
+@example("wéights.pth", "new.svg")
 def test_plot(folder, weights, output):
     weights, output = paths(folder, weights, output)
     arguments = ["--weights", weights, "--output", output]

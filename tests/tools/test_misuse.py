@@ -28,6 +28,10 @@ MISUSES = {
         "Non-existent key: MODEL.ACTIVATION.PWLU.INTERVALS",
     ),
     "wrong type": ([PWLU + "NUM_INTERVALS", "many"], "many"),
+    "nothing": (
+        [PWLU + "NUM_INTERVALS", None],
+        "NUM_INTERVALS is None; it must be of the type of its default 16, int",
+    ),
     "unknown stage": (
         ["MODEL.ACTIVATION.STAGES", "['res7']"],
         "STAGES is ['res7']; it must be out of stem, res2",
