@@ -53,16 +53,10 @@ PWLU_INLINE Vec where_positive(Vec condition, Vec a, Vec b) {
   return _mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(condition.v, _mm256_setzero_ps(), _CMP_GT_OQ));
 }
 PWLU_INLINE Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
-PWLU_INLINE Vec round(Vec a) { return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// a * 2^n for whole n of at least -126
-PWLU_INLINE Vec scale(Vec a, Vec n) {
-  const __m256i exponent = _mm256_slli_epi32(_mm256_cvttps_epi32(n.v), 23);
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), exponent));
-}
-// 1 / a within about a unit, by one step of Newton's; 0 where that is not a normal number
-PWLU_INLINE Vec reciprocal(Vec a) {
-  const __m256 r = _mm256_rcp_ps(a.v);
-  return _mm256_mul_ps(r, _mm256_fnmadd_ps(a.v, r, _mm256_set1_ps(2.0f)));
+// 2^n from the sum of n, 127 and 1.5 * 2^23, whose lowest bits are the exponent's: for whole n from -127, where that
+// is 0, to 128, where it is infinite
+PWLU_INLINE Vec power_of_two(Vec shifted) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23));
 }
 PWLU_INLINE bool any_nan(Vec a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
 

@@ -49,13 +49,10 @@ PWLU_INLINE Vec where_positive(Vec condition, Vec a, Vec b) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(condition.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v, a.v);
 }
 PWLU_INLINE Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
-PWLU_INLINE Vec round(Vec a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// a * 2^n for whole n
-PWLU_INLINE Vec scale(Vec a, Vec n) { return _mm512_scalef_ps(a.v, n.v); }
-// 1 / a within about a unit, by one step of Newton's
-PWLU_INLINE Vec reciprocal(Vec a) {
-  const __m512 r = _mm512_rcp14_ps(a.v);
-  return _mm512_mul_ps(r, _mm512_fnmadd_ps(a.v, r, _mm512_set1_ps(2.0f)));
+// 2^n from the sum of n, 127 and 1.5 * 2^23, whose lowest bits are the exponent's: for whole n from -127, where that
+// is 0, to 128, where it is infinite
+PWLU_INLINE Vec power_of_two(Vec shifted) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23));
 }
 PWLU_INLINE bool any_nan(Vec a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 
