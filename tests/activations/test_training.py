@@ -1,9 +1,9 @@
 """Every activation trains the quickstart's RetinaNet on its digits, in float32 and in bfloat16 autocast.
 
-The tests make three steps each, of a narrowed model. Run as a script this trains the quickstart's own for 100
-iterations with each activation, or with those that are named (about half an hour for all on two cores). It
-prints a line for each, and fails where a loss is not finite or does not fall, or where the checkpoint does not
-give the same model back:
+The tests make three steps each, of a narrowed model. Run as a script this trains the quickstart's own for
+100 iterations with each activation, or with those that are named (20 minutes for all on one core). It prints
+a line for each, and fails where a loss is not finite or does not fall, or where the checkpoint does not give
+the same model back:
 
     python tests/activations/test_training.py [NAME ...]
 """
@@ -67,7 +67,7 @@ def check_comes_back(cfg, model: nn.Module) -> None:
     torch.manual_seed(5)
     loaded = build_model(cfg)
     Checkpointer(loaded).load(str(Path(cfg.OUTPUT_DIR, "model_final.pth")))
-    # Small, as after 3 batches the norms' statistics are far off in evaluation, and SLAF's powers overflow soon.
+    # Small: the norms' statistics are far off after 3 batches, and SLAF's powers overflow soon.
     x = torch.randn(1, 3, 96, 96) / 10
     with torch.no_grad():
         features, expected = (m.eval().backbone(x) for m in (loaded, model))

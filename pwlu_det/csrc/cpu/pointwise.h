@@ -9,8 +9,8 @@ namespace {
 using pwlu::ChannelParameters;
 using pwlu::kMaxParameters;
 
-// e^a = fraction * power, where the fraction is a polynomial within half of ln 2, off by a fortieth of a unit, and the
-// power is one of 2: 0 or infinite where e^a is no normal number.
+// e^a = fraction * power: the fraction is a polynomial within half of ln 2, off by a fortieth of a unit, the power
+// one of 2, which is 0 or infinite where e^a is no normal number.
 struct Exponential {
   Vec fraction, power;
 };

@@ -120,10 +120,8 @@ PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b)
 template <int Registers>
 struct Table {
   __m256 part[Registers];
-  Table(const float* p, int size) {
-    alignas(32) float padded[8 * Registers] = {};
-    for (int i = 0; i < size; ++i) padded[i] = p[i];
-    for (int r = 0; r < Registers; ++r) part[r] = _mm256_load_ps(padded + 8 * r);
+  explicit Table(const float* p) {
+    for (int r = 0; r < Registers; ++r) part[r] = _mm256_loadu_ps(p + 8 * r);
   }
   Vec operator[](const Index& index) const {
     __m256 y = _mm256_permutevar8x32_ps(part[0], index.v);
@@ -141,7 +139,7 @@ struct Table {
 template <>
 struct Table<0> {
   const float* p;
-  Table(const float* p, int) : p(p) {}
+  explicit Table(const float* p) : p(p) {}
   Vec operator[](const Index& index) const { return _mm256_i32gather_ps(p, index.v, 4); }
 };
 constexpr int kMaxRegisters = 3;

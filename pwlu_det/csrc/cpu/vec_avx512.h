@@ -113,10 +113,8 @@ PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b)
 template <int Registers>
 struct Table {
   __m512 part[Registers];
-  Table(const float* p, int size) {
-    alignas(64) float padded[16 * Registers] = {};
-    for (int i = 0; i < size; ++i) padded[i] = p[i];
-    for (int r = 0; r < Registers; ++r) part[r] = _mm512_load_ps(padded + 16 * r);
+  explicit Table(const float* p) {
+    for (int r = 0; r < Registers; ++r) part[r] = _mm512_loadu_ps(p + 16 * r);
   }
   Vec operator[](const Index& index) const {
     if constexpr (Registers == 1) return _mm512_permutexvar_ps(index.v, part[0]);
@@ -126,7 +124,7 @@ struct Table {
 template <>
 struct Table<0> {
   const float* p;
-  Table(const float* p, int) : p(p) {}
+  explicit Table(const float* p) : p(p) {}
   Vec operator[](const Index& index) const { return _mm512_i32gather_ps(index.v, p, 4); }
 };
 constexpr int kMaxRegisters = 2;
