@@ -200,9 +200,9 @@ PWLU_FN void add_bound_gradients(const Parameters<P>& p, const Line<R>& line, co
   } else if (k >= n) {
     *right -= slope * amount;
   } else {
-    const double moment = inner_moment(p, line, m, k);
-    *left += slope * ((k - n) * amount + moment) / n;
-    *right -= slope * (k * amount + moment) / n;
+    const double moment = inner_moment(p, line, m, k), share = slope / n;
+    *left += share * ((k - n) * amount + moment);
+    *right -= share * (k * amount + moment);
   }
 }
 

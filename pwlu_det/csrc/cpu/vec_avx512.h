@@ -25,10 +25,13 @@ struct Vec {
   void store(pwlu::Half* p) const { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
   void store(pwlu::BFloat16* p) const {  // to the nearest, ties to even
     // A NaN of a result stays one: it has the upper bits of an input's, or those of the processor's own.
-    const __m512i bits = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    // VCVTNEPS2BF16 would do all of this at once, but takes subnormal numbers for 0.
+    const __m512i bits = _mm512_castps_si512(v), below_half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    const __m512i rounded = _mm512_mask_add_epi32(below_half, odd, below_half, _mm512_set1_epi32(1));
+    const __m256i upper = _mm256_setr_epi16(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    const __m512i packed = _mm512_permutexvar_epi16(_mm512_castsi256_si512(upper), rounded);
+    _mm256_storeu_si256((__m256i*)p, _mm512_castsi512_si256(packed));
   }
 };
 
