@@ -104,6 +104,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--num-intervals", type=positive_int, default=16, metavar="N", help="of PWLU (default: 16)"
     )
     op.add_argument("--contenders", nargs="+", default=(), metavar="NAME", help="only these rows")
+    op.add_argument(
+        "--baseline", default="torch.relu", metavar="NAME", help="what ratios are to (default: torch.relu)"
+    )
 
     model = commands.add_parser(
         "model",
@@ -192,7 +195,7 @@ def op_tables(args: argparse.Namespace) -> Iterator[str]:
             title = f"{'x'.join(map(str, shape))} {args.dtype}" + ", channels_last" * channels_last
             if num_sites:
                 title += f", {num_sites} sites of {args.shapes}"
-            contenders = ops.op_contenders(setting, args.contenders)
+            contenders = ops.op_contenders(setting, args.contenders, args.baseline)
             yield table(title, measure(contenders, clock, args.rounds, args.seconds))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pwlu_det import ops
@@ -18,16 +17,19 @@ class Swish(nn.Module):
     """x * sigmoid(x), or with ``trainable_beta`` x * sigmoid(beta * x) (Ramachandran et al. 2017).
 
     Attributes:
-        beta: ``[C]``, 1 at the start; only with ``trainable_beta``.
+        beta: ``[C]``, 1 at the start; without ``trainable_beta`` a constant, which no state dict has.
     """
 
     def __init__(self, num_channels: int, trainable_beta: bool = False):
         super().__init__()
-        self.beta = nn.Parameter(torch.ones(num_channels)) if trainable_beta else None
+        if trainable_beta:
+            self.beta = nn.Parameter(torch.ones(num_channels))
+        else:
+            self.register_buffer("beta", torch.ones(num_channels), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, *]`` to the same shape, dtype and layout."""
-        return F.silu(x) if self.beta is None else ops.swish(x, self.beta)
+        return ops.swish(x, self.beta)
 
 
 class AconA(Swish):

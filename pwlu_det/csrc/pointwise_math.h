@@ -57,6 +57,11 @@ PWLU_MATH V sign(V x) {
 }
 
 template <typename V>
+PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, V> times_sigmoid(V u, V z) {
+  return u * sigmoid(z).value;
+}
+
+template <typename V>
 PWLU_MATH V relu(V x) {
   return max(V(0.0f), x);
 }
@@ -90,7 +95,7 @@ struct Swish {  // beta; ACON-A
   static constexpr int kSize = 1;
   template <typename V>
   PWLU_MATH V forward(V x, const V* p) const {
-    return x * sigmoid(p[0] * x).value;
+    return times_sigmoid(x, p[0] * x);
   }
   template <typename V>
   PWLU_MATH V backward(V x, const V* p, V* d) const {
@@ -105,7 +110,7 @@ struct AconC {  // p1, p2, beta
   template <typename V>
   PWLU_MATH V forward(V x, const V* p) const {
     const V u = (p[0] - p[1]) * x;
-    return fma(u, sigmoid(p[2] * u).value, p[1] * x);
+    return fma(p[1], x, times_sigmoid(u, p[2] * u));
   }
   template <typename V>
   PWLU_MATH V backward(V x, const V* p, V* d) const {

@@ -48,6 +48,7 @@ struct Parameters {
   const P* points;
   P left_bound, right_bound, left_slope, right_slope;
   int num_intervals;
+  double length;  // d, of an interval
 };
 
 // B_R, at least kMinWidth from B_L.
@@ -58,10 +59,9 @@ PWLU_FN double right_end(const Parameters<P>& p) {
 }
 
 // d, the length of an interval.
-template <typename P>
-PWLU_FN double interval_length(const Parameters<P>& p) {
-  const double width = double(p.right_bound) - double(p.left_bound);
-  return (width < kMinWidth ? kMinWidth : width) / p.num_intervals;
+PWLU_FN double interval_length(double left_bound, double right_bound, int num_intervals) {
+  const double width = right_bound - left_bound;
+  return (width < kMinWidth ? kMinWidth : width) / num_intervals;
 }
 
 // The slope in bin k.
@@ -69,7 +69,7 @@ template <typename P>
 PWLU_FN double slope_of(const Parameters<P>& p, int k) {
   if (k < 0) return p.left_slope;
   if (k >= p.num_intervals) return p.right_slope;
-  return (double(p.points[k + 1]) - double(p.points[k])) / interval_length(p);
+  return (double(p.points[k + 1]) - double(p.points[k])) / p.length;
 }
 
 // The bins of one channel, in the kernel's arithmetic R.
@@ -85,7 +85,7 @@ struct Line {
 
 template <typename R, typename P>
 PWLU_FN Line<R> make_line(const Parameters<P>& p) {
-  const double d = interval_length(p), most = Largest<R>::value, right = right_end(p);
+  const double d = p.length, most = Largest<R>::value, right = right_end(p);
   Line<R> line;
   line.left = d == d ? R(p.left_bound) : R(d);  // either bound that is NaN makes all of it NaN
   line.right = R(right);
@@ -121,7 +121,7 @@ template <typename R, typename P>
 PWLU_FN double center_offset(const Parameters<P>& p, const Line<R>& line, int k) {
   const double c = center_of(R(k), line);
   if (k >= p.num_intervals) return c - right_end(p);
-  return (c - double(p.left_bound)) - (k < 0 ? 0 : k) * interval_length(p);
+  return (c - double(p.left_bound)) - (k < 0 ? 0 : k) * p.length;
 }
 
 // What bin k's line is worth at its centre.
@@ -137,8 +137,8 @@ PWLU_FN double value_of(const Parameters<P>& p, const Line<R>& line, int k) {
 template <typename R, typename P>
 PWLU_FN bool bounds_fit(const Parameters<P>& p, const Line<R>& line) {
   const R most = Largest<R>::value / 8;
-  return -most < line.left && line.right < most && line.scale > Largest<R>::smallest_normal &&
-         interval_length(p) < most && center_of(line.last, line) == line.right;
+  return -most < line.left && line.right < most && line.scale > Largest<R>::smallest_normal && p.length < most &&
+         center_of(line.last, line) == line.right;
 }
 template <typename R, typename P>
 PWLU_FN bool slope_fits(const Parameters<P>& p, int k) {
@@ -173,7 +173,7 @@ struct Moments {
 // The sum of g * t over bin k, with t in [0, 1) across the interval.
 template <typename R, typename P>
 PWLU_FN double inner_moment(const Parameters<P>& p, const Line<R>& line, const Moments& m, int k) {
-  return (m.moment[k + 1] + center_offset(p, line, k) * m.amount[k + 1]) / interval_length(p);
+  return (m.moment[k + 1] + center_offset(p, line, k) * m.amount[k + 1]) / p.length;
 }
 
 // Gradients of one channel's parameters (Table 1 of the paper, summed) from the moments of its bins: of Y_P at
@@ -200,9 +200,9 @@ PWLU_FN void add_bound_gradients(const Parameters<P>& p, const Line<R>& line, co
   } else if (k >= n) {
     *right -= slope * amount;
   } else {
-    const double moment = inner_moment(p, line, m, k);
-    *left += slope * ((k - n) * amount + moment) / n;
-    *right -= slope * (k * amount + moment) / n;
+    const double moment = inner_moment(p, line, m, k), share = slope / n;
+    *left += share * ((k - n) * amount + moment);
+    *right -= share * (k * amount + moment);
   }
 }
 

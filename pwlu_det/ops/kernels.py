@@ -29,7 +29,7 @@ def load() -> str:
     reason = _load_library("_C", "pip install --no-build-isolation, with a C++ compiler")
     if reason:
         warnings.warn(
-            f"pwlu_det: PWLU runs on plain torch, several times slower than its kernels: {reason}",
+            f"pwlu_det: activations run on plain torch, several times slower than their kernels: {reason}",
             stacklevel=2,
         )
     return reason
@@ -43,7 +43,7 @@ def load_cuda() -> str:
     reason = _load_library("_C_cuda", "pip install --no-build-isolation, with nvcc and a GPU or FORCE_CUDA=1")
     if reason and torch.cuda.is_available():
         warnings.warn(
-            f"pwlu_det: on the GPU PWLU runs on plain torch, many times slower than its kernels: {reason}",
+            f"pwlu_det: activations on the GPU run on plain torch, many times slower than kernels: {reason}",
             stacklevel=2,
         )
     return reason

@@ -12,7 +12,6 @@ from pwlu_det.activations import PWLU
 from pwlu_det.activations.pwlu import COLLECTING, LEARNING
 
 PARAMETERS = {"points", "left_bound", "right_bound", "left_slope", "right_slope"}
-BUFFERS = {"phase", "num_batches", "running_mean", "running_std"}
 # Statistics, and what follows from them, are computed in float32.
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
@@ -70,61 +69,6 @@ def assert_statistics(site: PWLU, inputs, momentum=0.9):
     np.testing.assert_allclose(site.running_mean.numpy(), mu, **CLOSE)
     np.testing.assert_allclose(site.running_std.numpy(), sigma, **CLOSE)
     assert site.num_batches == len(inputs)
-
-
-# --- construction -------------------------------------------------------------------------------
-
-
-@layer_or_channel_wise
-@pytest.mark.parametrize("init_bound", [3.0, 0.1, 10.0])
-@pytest.mark.parametrize("n", [2, 6, 16, 64, 1024])
-def test_starts_as_relu_everywhere_when_n_is_even(n, init_bound, channel_wise):
-    site = PWLU(3, n, channel_wise, init_bound)
-    x = torch.cat([torch.linspace(-3, 3, 4001) * init_bound, torch.tensor([0.0, init_bound, -init_bound])])
-    x = x[:, None].expand(-1, 3)
-    torch.testing.assert_close(site(x), x.relu(), rtol=1e-6, atol=1e-6 * init_bound)
-
-
-def test_an_odd_n_starts_as_relu_but_for_the_interval_that_holds_zero():
-    x = torch.linspace(-6, 6, 1201)[:, None]
-    difference = (PWLU(1, 3)(x) - x.relu()).abs()
-    middle = x.abs() < 0.999  # of three intervals of length 2
-    assert difference[~middle].max() < 1e-6
-    assert difference[middle].max().item() == pytest.approx(0.5)
-
-
-@layer_or_channel_wise
-def test_initial_parameters(channel_wise):
-    site = PWLU(5, 4, channel_wise, init_bound=2)
-    size = 5 if channel_wise else 1
-    assert torch.equal(site.points, torch.tensor([0.0, 0, 0, 1, 2]).expand(size, 5))
-    starts = {"left_bound": -2.0, "right_bound": 2.0, "left_slope": 0.0, "right_slope": 1.0}
-    for name, value in starts.items():
-        assert torch.equal(getattr(site, name), torch.full((size,), value)), name
-    assert all(p.requires_grad and p.dtype == torch.float32 for p in site.parameters())
-    assert not site.collecting and site.phase == LEARNING
-
-
-def test_names_in_the_state_dict():
-    site = PWLU(3)
-    assert set(site.state_dict()) == PARAMETERS | BUFFERS
-    assert {name for name, _ in site.named_parameters()} == PARAMETERS
-
-
-@pytest.mark.parametrize(
-    "argument, values",
-    [
-        ("num_channels", [0, -1]),
-        ("num_intervals", [0, -4]),
-        ("init_bound", [0.0, -3.0, float("inf"), float("nan")]),
-        ("stat_momentum", [-0.1, 1.0, float("nan")]),
-        ("num_sigma", [0.0, -1.0, float("inf"), float("nan")]),
-    ],
-)
-def test_an_argument_out_of_its_range_is_named(argument, values):
-    for value in values:
-        with pytest.raises(ValueError, match=f"PWLU: {argument} is {value}; it must be"):
-            PWLU(**{"num_channels": 3, argument: value})
 
 
 # --- phase I ------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def test_environment_report_names_the_kernels_in_use():
 def test_a_missing_or_broken_library_falls_back_with_a_warning(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "PACKAGE", tmp_path)
     monkeypatch.delenv("PWLU_DET_CPU_KERNELS", raising=False)
-    with pytest.warns(UserWarning, match="runs on plain torch.*are not built"):
+    with pytest.warns(UserWarning, match="activations run on plain torch.*are not built"):
         assert "not built" in kernels.load()
     (tmp_path / "_C.so").write_bytes(b"not a library")
     with pytest.warns(UserWarning, match=r"plain torch.*_C.so cannot be loaded"):

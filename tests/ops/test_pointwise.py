@@ -216,6 +216,29 @@ def test_nan_stays_in_its_place():
         assert torch.equal(y[~x.isnan()], expected[~x.isnan()]), case
 
 
+def test_swish_is_within_three_units_of_its_own_size():
+    x = torch.linspace(-87, 87, 600_001)[None, None]
+    y, exact = as_numpy(ops.swish(x, torch.ones(1))), oracle.swish(as_numpy(x))
+    assert np.abs(y / exact - 1)[x.numpy() != 0].max() < 3 * 2.0**-23
+
+
+def test_swish_is_flat_far_to_the_left():
+    x = torch.tensor([[[-1e2, -1e18, -3e38]]], requires_grad=True)
+    y = ops.swish(x, torch.ones(1))
+    (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert y.abs().max() < 1e-40 and grad.abs().max() < 1e-40
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_number_of_16_bits_is_rounded_once(dtype):
+    """Halves of a unit among them, which go to the even neighbour, subnormal numbers, infinities and NaN."""
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)[None, None]
+    for slope in (1.5, 0.75, 1.0):
+        slope = torch.full((1,), slope)
+        expected = torch.where(x > 0, x.double(), slope.double() * x.double()).to(dtype)
+        torch.testing.assert_close(ops.prelu(x, slope), expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_the_left_threshold_of_srelu_counts_only_where_the_right_one_does_not():
     x = torch.tensor([[-1.0], [0.0], [1.0]]).double()
     crossed = [torch.tensor([value]).double() for value in (0.5, 3.0, -0.5, 2.0)]

@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small, resnet18
 
 from pwlu_det.activations.build import ACTIVATIONS
+from pwlu_det.activations.frelu import FReLU
 from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.analysis.benchmark import measure as measuring
 from pwlu_det.analysis.benchmark import models, networks, ops
@@ -83,6 +84,7 @@ def test_op_has_every_activation_and_consistent_ratios(benchmark, capsys, tmp_pa
     names = [row["activation"] for row in rows]
     assert names[0] == "torch.relu" and len(set(names)) == len(names)
     written = {"pwlu:fallback", "pwlu:plain-torch", "pwlu:compile", "torch.silu", "torch.prelu"}
+    written |= {"frelu:plain-torch", "frelu:conv"}
     registered = {name for name, family in ACTIVATIONS.items() if not family.unfit}
     assert set(names) == {"torch.relu", *written, *registered, *ops.installed_peers()}
     check_ratios(rows, ("forward", "forward + backward", "backward"))
@@ -97,6 +99,22 @@ def test_both_layouts_in_half_precision_of_chosen_contenders(benchmark, capsys):
     assert list(tables) == ["1x2x3x3 bfloat16, 2 rounds", "1x2x3x3 bfloat16, channels_last, 2 rounds"]
     for rows in tables.values():
         assert [row["activation"] for row in rows] == ["torch.relu", "swish", "pwlu"]
+
+
+def test_ratios_to_another_row(benchmark, capsys):
+    arguments = ("--shapes", "2,4,8,8", "--contenders", "frelu:conv", "frelu", "--baseline", "frelu:conv")
+    benchmark("op", *arguments, *QUICK)
+    ((_, rows),) = parse(capsys.readouterr().out).items()
+    assert [row["activation"] for row in rows] == ["frelu:conv", "frelu"]
+    check_ratios(rows, ("forward", "forward + backward", "backward"))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_frelu_in_plain_torch_is_frelu(training):
+    module, plain = FReLU(3).train(training), ops._PlainFReLU(3).train(training)
+    plain.load_state_dict(module.state_dict())
+    x = torch.randn(2, 3, 7, 5)
+    torch.testing.assert_close(plain(x), module(x))
 
 
 def test_model_has_both_phases_and_consistent_ratios(benchmark, capsys):

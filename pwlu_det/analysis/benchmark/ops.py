@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pwlu_det.activations.build import ACTIVATIONS
+from pwlu_det.activations.frelu import FReLU
 from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.analysis.benchmark.measure import Clock, Contender, Run
 from pwlu_det.ops import reference
@@ -23,7 +24,8 @@ BASELINE = "torch.relu"
 
 LEGEND = """Rows have the names of activations in YAML, and beside these: `torch.*`, torch's own modules;
 `pwlu:fallback`, PWLU where there are no kernels for it; `pwlu:plain-torch`, PWLU written in a few lines of
-torch, with autograd; `pwlu:compile`, these lines under torch.compile."""
+torch, with autograd; `pwlu:compile`, these lines under torch.compile; `frelu:plain-torch`, F-ReLU as three
+plain ops, of which `frelu:conv` is the first, the depthwise convolution."""
 
 PEERS: dict[str, tuple[str, Callable[[ModuleType, int, str], nn.Module]]] = {
     "rational_activations": (
@@ -52,7 +54,7 @@ def installed_peers() -> list[str]:
 
 
 def builders(setting: Setting) -> dict[str, Callable[[int], nn.Module]]:
-    """For each contender what makes it for a number of channels; the baseline is the first."""
+    """For each contender what makes it for a number of channels."""
     n = setting.num_intervals
     table: dict[str, Callable[[int], nn.Module]] = {
         BASELINE: lambda num_channels: nn.ReLU(),
@@ -66,6 +68,8 @@ def builders(setting: Setting) -> dict[str, Callable[[int], nn.Module]]:
     table["pwlu:fallback"] = partial(_PWLUBy, _Fallback.apply, num_intervals=n)
     table["pwlu:plain-torch"] = partial(_PWLUBy, plain_pwlu, num_intervals=n)
     table["pwlu:compile"] = partial(_compiled_pwlu, num_intervals=n)
+    table["frelu:plain-torch"] = _PlainFReLU
+    table["frelu:conv"] = lambda num_channels: FReLU(num_channels).conv
     for name in installed_peers():
         module, build = PEERS[name]
         table[name] = lambda num_channels, module=module, build=build: build(
@@ -74,22 +78,22 @@ def builders(setting: Setting) -> dict[str, Callable[[int], nn.Module]]:
     return table
 
 
-def op_contenders(setting: Setting, names: Sequence[str] = ()) -> list[Contender]:
+def op_contenders(setting: Setting, names: Sequence[str] = (), baseline: str = BASELINE) -> list[Contender]:
     """The baseline and the contenders of these names (none: all), ready to be measured.
 
     Raises:
         ValueError: there is no contender of such a name.
     """
     table = builders(setting)
-    for name in names:
+    for name in (baseline, *names):
         if name not in table:
             raise ValueError(f"unknown contender '{name}'; known are {', '.join(table)}")
     x = torch.randn(setting.shape, device=setting.device).to(setting.dtype)
     if setting.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     x.requires_grad_(True)
-    chosen = [name for name in table if not names or name in names or name == BASELINE]
-    return [_contender(name, table[name](setting.shape[1]), x) for name in chosen]
+    others = [name for name in table if (not names or name in names) and name != baseline]
+    return [_contender(name, table[name](setting.shape[1]), x) for name in (baseline, *others)]
 
 
 def _contender(name: str, module: nn.Module, x: Tensor) -> Contender:
@@ -153,6 +157,13 @@ class _PWLUBy(PWLU):
         return self.function(
             x, self.points, self.left_bound, self.right_bound, self.left_slope, self.right_slope
         )
+
+
+class _PlainFReLU(FReLU):
+    """F-ReLU as one would write it in torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.maximum(x, self.norm(self.conv(x)))
 
 
 class _Fallback(torch.autograd.Function):

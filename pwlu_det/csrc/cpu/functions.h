@@ -17,11 +17,13 @@ class Functions {
   Functions(const at::Tensor& points, const at::Tensor& left_bound, const at::Tensor& right_bound,
             const at::Tensor& left_slope, const at::Tensor& right_slope)
       : count(points.size(0)), num_intervals(int(points.size(1)) - 1) {
-    at::Tensor* kept = kept_.data();
+    size_t i = 0;
     for (const at::Tensor& t : {points, left_bound, right_bound, left_slope, right_slope}) {
-      *kept++ = t.to(at::kDouble).contiguous();
+      kept_[i] = t.to(at::kDouble).contiguous();
+      parameters_[i] = kept_[i].const_data_ptr<double>();
+      ++i;
     }
-    tables_.resize(count * 2 * bins());
+    tables_.resize(count * 2 * bins() + kLanePadding);
     for (int64_t c = 0; c < count; ++c) functions_.push_back(make_function(c));
   }
 
@@ -67,9 +69,14 @@ class Functions {
   int64_t padded() const { return count + kLanePadding; }
 
   Function<R> make_function(int64_t c) {
-    const auto kept = [&](int i) { return kept_[i].template data_ptr<double>(); };
-    const double* points = kept(0) + c * (num_intervals + 1);
-    const Parameters<double> p{points, kept(1)[c], kept(2)[c], kept(3)[c], kept(4)[c], num_intervals};
+    const auto& [points, left_bound, right_bound, left_slope, right_slope] = parameters_;
+    const Parameters<double> p{points + c * (num_intervals + 1),
+                               left_bound[c],
+                               right_bound[c],
+                               left_slope[c],
+                               right_slope[c],
+                               num_intervals,
+                               interval_length(left_bound[c], right_bound[c], num_intervals)};
     R* value = tables_.data() + c * 2 * bins();
     R* slope = value + bins();
     const Line<R> line = make_line<R>(p);
@@ -83,6 +90,7 @@ class Functions {
   }
 
   std::array<at::Tensor, 5> kept_;  // in double
+  std::array<const double*, 5> parameters_;
   std::vector<R> tables_, lanes_, pairs_;
   std::vector<Function<R>> functions_;
 };

@@ -27,7 +27,7 @@ struct ShiftedSums {
   }
 };
 
-// One channel's function, as tables of N + 2 entries.
+// One channel's function, as tables of N + 2 entries, behind which whole vectors can be read.
 template <typename R>
 struct Function {
   Parameters<double> parameters;

@@ -9,17 +9,30 @@ namespace {
 using pwlu::ChannelParameters;
 using pwlu::kMaxParameters;
 
-// sigmoid(z) = 1 / (1 + e^-z): the power is a polynomial within half of ln 2, times a power of 2. The coefficients
-// are those of expf in the Cephes library. Where the result would not be a normal number it is 0.
+// e^a = fraction * power: the fraction is a polynomial within half of ln 2, off by a fortieth of a unit, the power
+// one of 2, which is 0 or infinite where e^a is no normal number.
+struct Exponential {
+  Vec fraction, power;
+};
+PWLU_INLINE Exponential exponential(Vec a) {
+  a = min(Vec(89.0f), max(Vec(-88.0f), a));
+  const Vec shift(0x1.8p23f + 127), shifted = fma(a, Vec(1.44269504f), shift);  // rounds to a whole number
+  const Vec r = fma(shifted - shift, Vec(-0.693147181f), a), r2 = r * r;
+  // 1 + r + r^2 * q(r), by pairs of terms: the processor does not hold as many vectors at once as would hide a chain.
+  const Vec low = fma(Vec(0.16666521f), r, Vec(0.49999994f)), high = fma(Vec(0.0083687175f), r, Vec(0.04166839f));
+  const Vec q = fma(fma(Vec(0.0013814598f), r2, high), r2, low);
+  return {fma(q, r2, Vec(1.0f) + r), power_of_two(shifted)};
+}
+
 PWLU_INLINE pwlu::Sigmoid<Vec> sigmoid(Vec z) {
-  const Vec one(1.0f), a = min(Vec(88.0f), max(Vec(-87.0f), Vec(0.0f) - z)), n = round(a * Vec(1.44269504f));
-  const Vec r = fma(n, Vec(2.12194440e-4f), fma(n, Vec(-0.693359375f), a));
-  Vec p(1.9875691500e-4f);
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
-    p = fma(p, r, Vec(c));
-  }
-  const Vec e = scale(fma(p * r, r, r + one), n), value = reciprocal(one + e);
-  return {value, e * value * value};
+  const Vec one(1.0f);
+  const Exponential e = exponential(Vec(0.0f) - z);
+  const Vec value = one / fma(e.fraction, e.power, one);
+  return {value, min(Vec(1e38f), e.fraction * e.power) * value * value};
+}
+PWLU_INLINE Vec times_sigmoid(Vec u, Vec z) {
+  const Exponential e = exponential(Vec(0.0f) - z);
+  return u / fma(e.fraction, e.power, Vec(1.0f));
 }
 
 // How many vectors a sum in float runs over before it is added up in double.

@@ -9,7 +9,7 @@ namespace {
 template <int Registers, typename T>
 void forward_row(const T* x, T* y, int64_t n, const Function<float>& f) {
   const int num_intervals = f.parameters.num_intervals;
-  const Table<Registers> value(f.value + 1, num_intervals), slope(f.slope + 1, num_intervals);
+  const Table<Registers> value(f.value + 1), slope(f.slope + 1);
   const Vec left(f.line.left), left_value(f.value[0]), left_slope(f.slope[0]);
   const Vec right(f.line.right), right_value(f.value[num_intervals + 1]), right_slope(f.slope[num_intervals + 1]);
   const Vec length(f.line.length), middle(f.line.middle), scale(f.line.scale), last(f.line.last - 0.5f), zero(0.0f);
@@ -28,7 +28,7 @@ void forward_row(const T* x, T* y, int64_t n, const Function<float>& f) {
 
 template <int Registers, typename T>
 void backward_row(const T* grad, const T* x, T* grad_x, int64_t n, const Function<float>& f, Moments moments) {
-  const Table<Registers> slope(f.slope, f.bins());
+  const Table<Registers> slope(f.slope);
   const Vec left(f.line.left), right(f.line.right), length(f.line.length), middle(f.line.middle);
   const Vec scale(f.line.scale), last(f.line.last), minus_one(-1.0f);
   BinSums sums(Vec::kSize, f.bins(), true);

@@ -53,16 +53,10 @@ PWLU_INLINE Vec where_positive(Vec condition, Vec a, Vec b) {
   return _mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(condition.v, _mm256_setzero_ps(), _CMP_GT_OQ));
 }
 PWLU_INLINE Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
-PWLU_INLINE Vec round(Vec a) { return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// a * 2^n for whole n of at least -126
-PWLU_INLINE Vec scale(Vec a, Vec n) {
-  const __m256i exponent = _mm256_slli_epi32(_mm256_cvttps_epi32(n.v), 23);
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), exponent));
-}
-// 1 / a within about a unit, by one step of Newton's; 0 where that is not a normal number
-PWLU_INLINE Vec reciprocal(Vec a) {
-  const __m256 r = _mm256_rcp_ps(a.v);
-  return _mm256_mul_ps(r, _mm256_fnmadd_ps(a.v, r, _mm256_set1_ps(2.0f)));
+// 2^n from the sum of n, 127 and 1.5 * 2^23, whose lowest bits are the exponent's: for whole n from -127, where that
+// is 0, to 128, where it is infinite
+PWLU_INLINE Vec power_of_two(Vec shifted) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23));
 }
 PWLU_INLINE bool any_nan(Vec a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
 
@@ -126,10 +120,8 @@ PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b)
 template <int Registers>
 struct Table {
   __m256 part[Registers];
-  Table(const float* p, int size) {
-    alignas(32) float padded[8 * Registers] = {};
-    for (int i = 0; i < size; ++i) padded[i] = p[i];
-    for (int r = 0; r < Registers; ++r) part[r] = _mm256_load_ps(padded + 8 * r);
+  explicit Table(const float* p) {
+    for (int r = 0; r < Registers; ++r) part[r] = _mm256_loadu_ps(p + 8 * r);
   }
   Vec operator[](const Index& index) const {
     __m256 y = _mm256_permutevar8x32_ps(part[0], index.v);
@@ -147,7 +139,7 @@ struct Table {
 template <>
 struct Table<0> {
   const float* p;
-  Table(const float* p, int) : p(p) {}
+  explicit Table(const float* p) : p(p) {}
   Vec operator[](const Index& index) const { return _mm256_i32gather_ps(p, index.v, 4); }
 };
 constexpr int kMaxRegisters = 3;

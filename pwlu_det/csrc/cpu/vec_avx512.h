@@ -25,10 +25,13 @@ struct Vec {
   void store(pwlu::Half* p) const { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
   void store(pwlu::BFloat16* p) const {  // to the nearest, ties to even
     // A NaN of a result stays one: it has the upper bits of an input's, or those of the processor's own.
-    const __m512i bits = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    // VCVTNEPS2BF16 would do all of this at once, but takes subnormal numbers for 0.
+    const __m512i bits = _mm512_castps_si512(v), below_half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    const __m512i rounded = _mm512_mask_add_epi32(below_half, odd, below_half, _mm512_set1_epi32(1));
+    const __m256i upper = _mm256_setr_epi16(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    const __m512i packed = _mm512_permutexvar_epi16(_mm512_castsi256_si512(upper), rounded);
+    _mm256_storeu_si256((__m256i*)p, _mm512_castsi512_si256(packed));
   }
 };
 
@@ -49,13 +52,10 @@ PWLU_INLINE Vec where_positive(Vec condition, Vec a, Vec b) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(condition.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v, a.v);
 }
 PWLU_INLINE Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
-PWLU_INLINE Vec round(Vec a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// a * 2^n for whole n
-PWLU_INLINE Vec scale(Vec a, Vec n) { return _mm512_scalef_ps(a.v, n.v); }
-// 1 / a within about a unit, by one step of Newton's
-PWLU_INLINE Vec reciprocal(Vec a) {
-  const __m512 r = _mm512_rcp14_ps(a.v);
-  return _mm512_mul_ps(r, _mm512_fnmadd_ps(a.v, r, _mm512_set1_ps(2.0f)));
+// 2^n from the sum of n, 127 and 1.5 * 2^23, whose lowest bits are the exponent's: for whole n from -127, where that
+// is 0, to 128, where it is infinite
+PWLU_INLINE Vec power_of_two(Vec shifted) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23));
 }
 PWLU_INLINE bool any_nan(Vec a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 
@@ -116,10 +116,8 @@ PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b)
 template <int Registers>
 struct Table {
   __m512 part[Registers];
-  Table(const float* p, int size) {
-    alignas(64) float padded[16 * Registers] = {};
-    for (int i = 0; i < size; ++i) padded[i] = p[i];
-    for (int r = 0; r < Registers; ++r) part[r] = _mm512_load_ps(padded + 16 * r);
+  explicit Table(const float* p) {
+    for (int r = 0; r < Registers; ++r) part[r] = _mm512_loadu_ps(p + 16 * r);
   }
   Vec operator[](const Index& index) const {
     if constexpr (Registers == 1) return _mm512_permutexvar_ps(index.v, part[0]);
@@ -129,7 +127,7 @@ struct Table {
 template <>
 struct Table<0> {
   const float* p;
-  Table(const float* p, int) : p(p) {}
+  explicit Table(const float* p) : p(p) {}
   Vec operator[](const Index& index) const { return _mm512_i32gather_ps(index.v, p, 4); }
 };
 constexpr int kMaxRegisters = 2;

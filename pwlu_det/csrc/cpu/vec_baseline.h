@@ -108,11 +108,11 @@ PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b)
   for (int i = 0; i < Vec::kSize; ++i) a.v[i] = pairs[2 * at.v[i]], b.v[i] = pairs[2 * at.v[i] + 1];
 }
 
-// A table of `size` entries. Registers is how many vectors hold it; 0 is any number, in memory.
+// A table. Registers is how many vectors hold it, all of which are read; 0 is any number, in memory.
 template <int Registers>
 struct Table {
   const float* p;
-  Table(const float* p, int) : p(p) {}
+  explicit Table(const float* p) : p(p) {}
   Vec operator[](const Index& index) const { PWLU_LANES(p[index.v[i]]); }
 };
 constexpr int kMaxRegisters = 0;

@@ -78,5 +78,6 @@ __device__ __forceinline__ Sigmoid<Number> sigmoid(Number z) {
   const float e = std::fma(power, rest, power), value = normal_reciprocal(1 + e);
   return {Number(value), Number(e * value * value)};
 }
+__device__ __forceinline__ Number times_sigmoid(Number u, Number z) { return u * sigmoid(z).value; }
 
 }  // namespace pwlu

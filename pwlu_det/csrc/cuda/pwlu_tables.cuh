@@ -28,12 +28,14 @@ struct ParameterArrays {
         num_intervals(f.num_intervals) {}
 
   __device__ Parameters<P> of(int64_t channel) const {
+    const P left = left_bound[channel], right = right_bound[channel];
     return {points + channel * (num_intervals + 1),
-            left_bound[channel],
-            right_bound[channel],
+            left,
+            right,
             left_slope[channel],
             right_slope[channel],
-            num_intervals};
+            num_intervals,
+            interval_length(left, right, num_intervals)};
   }
 };
 
