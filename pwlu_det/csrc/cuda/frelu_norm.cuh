@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                            double* sums) {
   const auto item = items.item(blockIdx.x);
   NormSumsBody<Real<T>> body{{arrays, item.channel}};
-  item.sweep(Streams<T, 3>{{grad, x, conv}, nullptr, false}, body);
+  item.sweep(Streams<T, 3, false>{{grad, x, conv}, nullptr, false}, body);
   const double own[] = {body.sum, body.moment};
   const int64_t n = items.items_of_channel();
   store_sums<Items::kLanes>(own, item.active(), sums + item.channel * 2 * n + item.index, n);

@@ -14,8 +14,8 @@ namespace pwlu {
 
 constexpr int kShare = 64;
 
-// K inputs and an output, in parallel. Where the output is not to be written, there need be none.
-template <typename T, int K>
+// K inputs in parallel and, with kOut, an output.
+template <typename T, int K, bool kOut = true>
 struct Streams {
   const T* in[K];
   T* out;
@@ -24,14 +24,14 @@ struct Streams {
   __device__ Streams at(int64_t offset) const {
     Streams moved = *this;
     for (int k = 0; k < K; ++k) moved.in[k] += offset;
-    if (keep) moved.out += offset;
+    if (kOut) moved.out += offset;
     return moved;
   }
 };
 
 // Applies body(inputs) -> output to what U accesses of A, which is T or Pack<T>, bring: all loads, then the rest.
-template <int U, typename A, typename T, int K, typename Body>
-__device__ __forceinline__ void apply(const Streams<T, K>& streams, int64_t step, Body& body) {
+template <int U, typename A, typename T, int K, bool kOut, typename Body>
+__device__ __forceinline__ void apply(const Streams<T, K, kOut>& streams, int64_t step, Body& body) {
   constexpr int kSize = sizeof(A) / sizeof(T);
   A in[K][U];
 #pragma unroll
@@ -49,14 +49,14 @@ __device__ __forceinline__ void apply(const Streams<T, K>& streams, int64_t step
       for (int k = 0; k < K; ++k) element[k] = to_real(reinterpret_cast<const T*>(&in[k][u])[e]);
       from_real(body(element), reinterpret_cast<T*>(&out)[e]);
     }
-    if (streams.keep) store(reinterpret_cast<A*>(streams.out + u * step), out);
+    if (kOut && streams.keep) store(reinterpret_cast<A*>(streams.out + u * step), out);
   }
 }
 
 // Applies body to n accesses in a row by `side` threads, of which this is number `lane`. U and side are powers of
 // two.
-template <int U, typename A, typename T, int K, typename Body>
-__device__ __forceinline__ void apply_all(const Streams<T, K>& streams, int lane, int side, int n, Body& body) {
+template <int U, typename A, typename T, int K, bool kOut, typename Body>
+__device__ __forceinline__ void apply_all(const Streams<T, K, kOut>& streams, int lane, int side, int n, Body& body) {
   constexpr int kSize = sizeof(A) / sizeof(T);
   const int even = side < kWarp ? 0 : n & ~(U * side - 1);
   // Each warp takes U neighbouring stretches, so that the distance between them is known to the compiler.
@@ -99,12 +99,12 @@ class Planes {
     __device__ bool active() const { return true; }
 
     // Every thread of the block over its own elements. `side` threads share a plane.
-    template <typename T, int K, typename Body>
-    __device__ __forceinline__ void sweep(const Streams<T, K>& streams, Body& body) const {
+    template <typename T, int K, bool kOut, typename Body>
+    __device__ __forceinline__ void sweep(const Streams<T, K, kOut>& streams, Body& body) const {
       using A = Pack<T>;
       const int lane = threadIdx.x & (side - 1);
       const auto address = [](const void* p) { return unsigned(reinterpret_cast<uintptr_t>(p)); };
-      bool aligned = !streams.keep || (address(streams.out) - address(streams.in[0])) % sizeof(A) == 0;  // alike
+      bool aligned = !kOut || (address(streams.out) - address(streams.in[0])) % sizeof(A) == 0;  // alike
       for (int k = 1; k < K; ++k) aligned &= (address(streams.in[k]) - address(streams.in[0])) % sizeof(A) == 0;
       for (int plane = threadIdx.x / side; plane < planes; plane += kThreads / side) {
         const auto here = streams.at(start + plane * stride);
@@ -166,8 +166,8 @@ class Rows {
 
     __device__ bool active() const { return inside; }
 
-    template <typename T, int K, typename Body>
-    __device__ __forceinline__ void sweep(const Streams<T, K>& streams, Body& body) const {
+    template <typename T, int K, bool kOut, typename Body>
+    __device__ __forceinline__ void sweep(const Streams<T, K, kOut>& streams, Body& body) const {
       if (!inside) return;
       constexpr int U = K == 1 ? 8 : 4, kStep = kThreads / kLanes;
       auto here = streams.at(start + threadIdx.x / kLanes * stride);
