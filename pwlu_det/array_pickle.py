@@ -25,7 +25,9 @@ def load_arrays(file: BinaryIO) -> Any:
     return _resolve(_Unpickler(file, encoding="latin1").load())
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The one that is written in Python: that in C gives a file of ten bytes any memory that it asks for."""
+
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _STAND_INS:
             raise pickle.UnpicklingError(

@@ -1,5 +1,6 @@
 import os
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
 from pwlu_det.checkpoint import Checkpointer
-from pwlu_det.weights import CheckpointError
+from pwlu_det.weights import CheckpointError, read_checkpoint
 
 
 def msra_name(key: str) -> str:
@@ -75,3 +76,16 @@ def test_a_file_that_would_run_code_is_refused(cfg, tmp_path, name):
     with pytest.raises(CheckpointError, match=r"the file asks for .*mkdir; only"):
         Checkpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / name))
     assert not mark.exists()
+
+
+def test_a_small_pickle_asks_for_little_memory(tmp_path):
+    """Objects that a pickle will come back to are numbered; a table of 2^24 numbers would be 256 MB."""
+    path = tmp_path / "memo.pkl"
+    path.write_bytes(b"\x80\x02}r\x00\x00\x00\x01.")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="it holds no tensors"):
+            read_checkpoint(str(path))
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()

@@ -135,8 +135,12 @@ def try_file(target: str, content: str, folder, use: Use) -> None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        broken = "broken.png" in content or "4.png" in content
-        attempt(f"{target}, used", lambda: use_it(path, folder, use), ConfigError if broken else NeverRaised)
+        # An image is not opened by the check: only its reader knows that it is broken, or of another size.
+        whole = all(
+            image["file_name"] != "broken.png" and (image["height"], image["width"]) == (HEIGHT, WIDTH)
+            for image in json.loads(content)["images"]
+        )
+        attempt(f"{target}, used", lambda: use_it(path, folder, use), NeverRaised if whole else ConfigError)
 
 
 class NeverRaised(Exception):
