@@ -59,7 +59,7 @@ def cuda_extension():
     return cpp_extension.CUDAExtension(
         CUDA,
         [f"pwlu_det/csrc/cuda/{source}" for source in sources],
-        extra_compile_args={"cxx": ["-O3"], "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": ["-O3"], "nvcc": ["-O3", "-Xfatbin=-compress-all"]},
     )
 
 

@@ -6,19 +6,25 @@
 namespace pwlu {
 namespace {
 
-template <typename C>
-C coefficients_of(const ParameterRows& rows) {
+// The coefficients, whose memory data(row) gives.
+template <typename C, typename Data>
+C coefficients_of(const ParameterRows& rows, const Data& data) {
   C all{};
   for (const Tensor& row : rows) {
-    for (const Tensor& one : row.unbind()) {
-      if constexpr (std::is_same_v<C, PointwiseParameters>) {
-        all.rows[all.size++] = {one.const_data_ptr(), one.stride(0)};
-      } else {
-        all.rows[all.size++] = {one.mutable_data_ptr(), one.stride(0)};
-      }
-    }
+    const int64_t step = row.stride(0) * row.element_size();
+    for (int64_t k = 0; k < row.size(0); ++k) all.rows[all.size++] = {data(row) + k * step, row.stride(1)};
   }
   return all;
+}
+
+PointwiseParameters readable(const ParameterRows& rows) {
+  return coefficients_of<PointwiseParameters>(
+      rows, [](const Tensor& row) { return static_cast<const char*>(row.const_data_ptr()); });
+}
+
+PointwiseGradients writable(const ParameterRows& rows) {
+  return coefficients_of<PointwiseGradients>(
+      rows, [](const Tensor& row) { return static_cast<char*>(row.mutable_data_ptr()); });
 }
 
 // The parameters in the dtype that x is computed in.
@@ -37,8 +43,7 @@ struct Cuda {
     const auto format = format_of(x);
     const Tensor dense = x.contiguous(format), y = at::empty_like(dense);
     check_launched(launch_pointwise(activation, layout_of(dense, rows[0].size(1), format), element_of(x),
-                                    coefficients_of<PointwiseParameters>(rows), dense.const_data_ptr(),
-                                    y.mutable_data_ptr(), current_stream()));
+                                    readable(rows), dense.const_data_ptr(), y.mutable_data_ptr(), current_stream()));
     return with_layout_of(x, dense, y);
   }
 
@@ -60,12 +65,11 @@ struct Cuda {
     const Tensor dense = x.contiguous(format), g = grad.contiguous(format), grad_x = at::empty_like(dense);
     const Layout layout = layout_of(dense, rows[0].size(1), format);
     const auto element = element_of(x);
-    const auto coefficients = coefficients_of<PointwiseParameters>(rows);
+    const auto coefficients = readable(rows);
     const Tensor workspace =
         at::empty({pointwise_workspace(layout, element, coefficients.size)}, x.options().dtype(at::kDouble));
     check_launched(launch_pointwise_backward(activation, layout, element, coefficients, g.const_data_ptr(),
-                                             dense.const_data_ptr(), grad_x.mutable_data_ptr(),
-                                             coefficients_of<PointwiseGradients>(results),
+                                             dense.const_data_ptr(), grad_x.mutable_data_ptr(), writable(results),
                                              workspace.mutable_data_ptr<double>(), current_stream()));
     for (size_t i = 0; i < rows.size(); ++i) {
       if (!results[i].is_same(gradients[i])) gradients[i].copy_(results[i]);
