@@ -44,7 +44,7 @@ class Schedule:
     def options(self, folder: Path) -> list[str]:
         return [
             *("OUTPUT_DIR", str(folder), "DATASETS.TEST", "()", "SOLVER.MAX_ITER", str(self.length)),
-            *("SOLVER.CHECKPOINT_PERIOD", str(self.period)),
+            *("SOLVER.CHECKPOINT_PERIOD", str(self.period), "SOLVER.IMS_PER_BATCH", "2"),
             *("MODEL.ACTIVATION.PWLU.PHASE1_ITERS", str(self.switch)),
         ]
 
@@ -110,7 +110,7 @@ def kill_at_switch(run: Run, schedule: Schedule, seconds: float, chance: random.
     """Within the last iteration of phase I, or the first of phase II."""
     which = schedule.switch - chance.randrange(2)
     next(iteration for iteration in run.iterations() if iteration == which)
-    time.sleep(chance.uniform(0, 0.15))  # an iteration takes about that
+    time.sleep(chance.uniform(0, 0.1))  # an iteration takes about that
     return run.kill()
 
 

@@ -64,7 +64,7 @@ def check_ranks(folder, number, one_process):
     for iteration, (one, many) in enumerate(zip(one_process, ranks[0])):
         assert one.keys() == many.keys()
         for key, value in one.items():
-            near = torch.allclose(many[key], value, rtol=1e-3, atol=1e-4)
+            near = torch.allclose(many[key], value, rtol=1e-4, atol=1e-5)
             assert near, f"{key} after iteration {iteration}: {many[key]} in place of {value}"
 
 
