@@ -123,7 +123,9 @@ def kill_and_resume(kind: str, seed: int, schedule: Schedule, folder: Path, seco
     hit = False
     while not hit:  # a run may have ended before, or a checkpoint have been written already
         shutil.rmtree(folder, ignore_errors=True)
+        begin = time.time()
         hit = KILLS[kind](Run(schedule, folder), schedule, seconds, chance)
+        seconds = min(seconds, time.time() - begin)
     Run(schedule, folder, "--resume").finish()
     return load_final(folder)
 
