@@ -58,9 +58,8 @@ __device__ __forceinline__ void apply(const Streams<T, K, kOut>& streams, int64_
 template <int U, typename A, typename T, int K, bool kOut, typename Body>
 __device__ __forceinline__ void apply_all(const Streams<T, K, kOut>& streams, int lane, int side, int n, Body& body) {
   constexpr int kSize = sizeof(A) / sizeof(T);
-  const int even = U == 1 || side < kWarp ? 0 : n & ~(U * side - 1);
-  // Each warp takes U neighbouring stretches, so that the distance between them is known to the compiler. With U = 1
-  // the second loop does it all.
+  const int even = side < kWarp ? 0 : n & ~(U * side - 1);
+  // Each warp takes U neighbouring stretches, so that the distance between them is known to the compiler.
   for (int i = (lane & ~(kWarp - 1)) * U + (lane & (kWarp - 1)); i < even; i += U * side) {
     apply<U, A>(streams.at(int64_t(i) * kSize), kWarp * kSize, body);
   }
