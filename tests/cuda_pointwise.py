@@ -20,6 +20,7 @@ KINDS = {
     "apl of 2": ("apl", 2),
     "slaf of 20": ("slaf", 20),
 }
+every_kind = list(KINDS)
 
 
 @dataclasses.dataclass
@@ -82,6 +83,8 @@ def make_case(
         shift = {"left": -1.0, "right": 1.0}.get(label, 0.2)
         rows.append(torch.rand(max(size), shape[1], generator=random) - 0.5 + shift)
     table = torch.cat(rows)
+    if kind == "slaf of 20":
+        table *= 4.0 ** -torch.arange(20)[:, None]
     x = (torch.randn(shape, generator=random) * 1.5).clamp(-4, 4).to(dtype)
     hinges = {"apl": table[len(table) // 2 :], "srelu": table[::2]}.get(name, table[:0])
     for hinge in (*hinges, torch.zeros(shape[1])):

@@ -47,7 +47,7 @@ def test_kernels_compute_the_papers_equations(plain, kind, dtype):
             check(case, op, plain.run(op, case))
 
 
-@pytest.mark.parametrize("kind", ["swish", "pau", "apl of 9"])
+@pytest.mark.parametrize("kind", ["swish", "pau", "apl of 2"])
 @pytest.mark.parametrize(
     "shape, channels_last",
     [((2, 2, 9001), False), ((90, 1, 100), False), ((1, 3, 600), True), ((1, 1, 5 * 8192 + 3), False)],
@@ -81,7 +81,7 @@ def test_nan_and_infinity_stay_in_their_places(plain, kind, dtype, channels_last
         "prelu",
         "srelu",
         "apl",
-        "apl of 9",
+        "apl of 2",
         "mixture",
     )  # slopes by parts
     torch.testing.assert_close(by_table[:, ::2], gradients[1][:, ::2], rtol=1e-5, atol=1e-5)
@@ -152,7 +152,7 @@ def any_cases(draw):
     return make_case(kind, shape, dtype, *layout, seed=draw(st.integers(0, 99)))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(case=any_cases())
 def test_any_shape_and_place(plain, case):
     for op in OPS:
@@ -182,14 +182,14 @@ def run_all(emulation, cases):
 
 
 def test_no_access_is_out_of_bounds_or_misaligned(tmp_path):
-    kinds = {"pau": torch.float32, "swish": torch.float16, "apl of 9": torch.float32}
+    kinds = {"pau": torch.float32, "swish": torch.float16, "apl of 2": torch.float32}
     cases = [make_case(k, s, dtype, *rest) for s, *rest in CASES.values() for k, dtype in kinds.items()]
-    cases += [make_case("apl of 9", (1, 34, 9), torch.float64, last) for last in (False, True)]
+    cases += [make_case("slaf of 20", (1, 34, 9), torch.float64, last) for last in (False, True)]
     cases += [special(make_case("swish", (1, 2, 37), torch.float32, last)) for last in (False, True)]
     run_all(sanitized(tmp_path, UNDEFINED, "double", "Half"), cases)
 
 
 def test_no_two_threads_race(tmp_path):
     cases = [make_case("pau", (1, 2, 37)), make_case("pau", (1, 33, 3), channels_last=True)]
-    cases += [make_case("apl of 9", (1, 1, 3)), special(make_case("swish", (1, 1, 37)))]
+    cases += [make_case("slaf of 20", (1, 1, 3)), special(make_case("swish", (1, 1, 37)))]
     run_all(sanitized(tmp_path, THREADS), cases)
