@@ -15,12 +15,12 @@ __version__ = "0.1.0"
 
 # Public names that need detectron2, and where they are.
 _NEED_DETECTRON2 = {
-    "ConfigError": "config",
-    "Trainer": "trainer",
-    "TwoPhaseHook": "phases",
+    "ConfigError": "errors",
+    "Trainer": "engine.trainer",
+    "TwoPhaseHook": "engine.phases",
     "add_pwlu_config": "config",
-    "build_optimizer": "trainer",
-    "build_phase_hook": "trainer",
+    "build_optimizer": "engine.trainer",
+    "build_phase_hook": "engine.trainer",
     "check_config": "config",
     "convert_activations": "backbone",
 }

@@ -8,8 +8,9 @@ import tempfile
 import torch
 
 from pwlu_det.activations.acon import MODES as META_ACON_MODES
-from pwlu_det.activations.build import POSITIONS, STAGES, get_family_for_resnet
 from pwlu_det.activations.pau import STARTS as PAU_STARTS
+from pwlu_det.activations.registry import POSITIONS, STAGES, get_family_for_resnet
+from pwlu_det.errors import ConfigError
 
 AMP_DTYPES = ("float16", "bfloat16")
 MASK_FORMATS = ("polygon", "bitmask")
@@ -94,10 +95,6 @@ def add_pwlu_config(cfg) -> None:
     node.PWLU.STAT_MOMENTUM = 0.9
     # The realigned bounds lie this many standard deviations from the mean.
     node.PWLU.NUM_SIGMA = 3.0
-
-
-class ConfigError(ValueError):
-    """A config that cannot be trained or evaluated; the message names the key and what is allowed."""
 
 
 def load_config(config_file: str, overrides: list[str]):
@@ -193,7 +190,7 @@ def check_files(cfg, resume: bool, training: bool) -> list[str]:
     Raises:
         ConfigError: see the class.
     """
-    from pwlu_det.data.check import check_datasets
+    from pwlu_det.data.dataset_check import check_datasets
 
     _check_device(cfg.MODEL.DEVICE)
     _check(not training or cfg.DATASETS.TRAIN, "DATASETS.TRAIN", cfg.DATASETS.TRAIN, "one data set or more")
@@ -212,7 +209,7 @@ def check_files(cfg, resume: bool, training: bool) -> list[str]:
 
 
 def _check_weights(weights: str) -> None:
-    from pwlu_det.weights import read_checkpoint
+    from pwlu_det.checkpoint.reader import read_checkpoint
 
     path, _, options = weights.partition("?")  # as detectron2 has it
     known = options in ("", "matching_heuristics=True")

@@ -35,8 +35,8 @@ def main() -> None:
     os.environ.update(KINETO_LOG_LEVEL="6", TORCH_CPP_LOG_LEVEL="ERROR")
     import torch
 
-    from pwlu_det.analysis.benchmark.table import header
-    from pwlu_det.files import atomic_writer
+    from pwlu_det.benchmark.table import header
+    from pwlu_det.checkpoint.atomic import atomic_writer
 
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, and torch finds no GPU on this machine; cpu is allowed")
@@ -178,9 +178,9 @@ def keep_memory(parser: argparse.ArgumentParser) -> None:
 def op_tables(args: argparse.Namespace) -> Iterator[str]:
     import torch
 
-    from pwlu_det.analysis.benchmark import ops
-    from pwlu_det.analysis.benchmark.measure import Clock, measure
-    from pwlu_det.analysis.benchmark.table import table
+    from pwlu_det.benchmark import ops
+    from pwlu_det.benchmark.measure import Clock, measure
+    from pwlu_det.benchmark.table import table
 
     yield ops.LEGEND
     if not ops.installed_peers():
@@ -203,7 +203,7 @@ def op_shapes(chosen: str | tuple[int, ...]) -> dict[tuple[int, ...], int]:
     """The shapes, and how many sites have each (0: it is nobody's)."""
     if isinstance(chosen, tuple):
         return {chosen: 0}
-    from pwlu_det.analysis.benchmark.ops import site_shapes
+    from pwlu_det.benchmark.ops import site_shapes
     from pwlu_det.config import load_config
 
     config, batch, height, width = SITES[chosen]
@@ -216,8 +216,8 @@ def model_tables(args: argparse.Namespace) -> Iterator[str]:
             raise ValueError(f"model needs {package}, which is not installed")
     if not args.config_file and not args.network:
         raise ValueError("model needs --config-file or --network")
-    from pwlu_det.activations.build import get_family
-    from pwlu_det.analysis.benchmark import models, networks
+    from pwlu_det.activations.registry import get_family
+    from pwlu_det.benchmark import models, networks
     from pwlu_det.config import load_config
 
     activations = list(dict.fromkeys(["relu", *args.activations]))
@@ -246,8 +246,8 @@ def model_tables(args: argparse.Namespace) -> Iterator[str]:
 
 
 def model_table(args: argparse.Namespace, name: str, size: tuple[int, ...], contenders: list) -> str:
-    from pwlu_det.analysis.benchmark.measure import Clock, measure
-    from pwlu_det.analysis.benchmark.table import table
+    from pwlu_det.benchmark.measure import Clock, measure
+    from pwlu_det.benchmark.table import table
 
     results = measure(contenders, Clock(args.device), args.rounds, args.seconds)
     return table(f"{name}, {'x'.join(map(str, size))}", results)

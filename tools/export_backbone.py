@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import argparse
 
-from pwlu_det.config import ConfigError, check_config, load_config
-from pwlu_det.export import export_backbone
+from pwlu_det.checkpoint.export import export_backbone
+from pwlu_det.config import check_config, load_config
+from pwlu_det.errors import PwluDetError
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
         cfg = load_config(args.config_file, args.opts)
         check_config(cfg)
         export_backbone(cfg, args.weights, args.output, bottom_up=args.bottom_up)
-    except ConfigError as error:
+    except PwluDetError as error:
         parser.error(str(error))
     print(f"Backbone written to {args.output}")
 

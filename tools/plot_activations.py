@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 
 from pwlu_det.analysis.plots import plot_pwlus
-from pwlu_det.config import ConfigError
-from pwlu_det.weights import read_checkpoint
+from pwlu_det.checkpoint.reader import read_checkpoint
+from pwlu_det.errors import PwluDetError
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         state = read_checkpoint(args.weights)["model"]
-    except ConfigError as error:
+    except PwluDetError as error:
         parser.error(f"--weights {error}")
     try:
         plot_pwlus(state, args.output)

@@ -11,11 +11,12 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from pwlu_det.checkpoint import Checkpointer, find_resumable
-from pwlu_det.config import ConfigError, check_config, check_files, check_training, load_config
-from pwlu_det.processes import share_cores, watch_processes
-from pwlu_det.resume import settle_seed
-from pwlu_det.trainer import Trainer
+from pwlu_det.checkpoint.checkpointer import Checkpointer, find_resumable
+from pwlu_det.config import check_config, check_files, check_training, load_config
+from pwlu_det.engine.process_watch import share_cores, watch_processes
+from pwlu_det.engine.resume import settle_seed
+from pwlu_det.engine.trainer import Trainer
+from pwlu_det.errors import PwluDetError
 
 logger = logging.getLogger("detectron2.train_net")
 WRONG_USE, FAILED = 2, 1  # exit status, as argparse and Python have it
@@ -27,7 +28,7 @@ def main(args, cfg, notes):
     try:
         with watch_processes():
             return evaluate(args, cfg, notes) if args.eval_only else train(args, cfg, notes)
-    except ConfigError as error:
+    except PwluDetError as error:
         if comm.is_main_process():
             print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(WRONG_USE)
@@ -71,7 +72,7 @@ def invoke_main() -> None:
         if not args.eval_only:
             check_training(cfg, num_processes)
         notes = check_files(cfg, resume=args.resume, training=not args.eval_only)
-    except ConfigError as error:
+    except PwluDetError as error:
         parser.error(str(error))
     try:
         launch(

@@ -2,11 +2,11 @@
 
 from pwlu_det.activations.acon import AconA, AconB, AconC, MetaAcon, Swish
 from pwlu_det.activations.apl import APL
-from pwlu_det.activations.build import build_activation
 from pwlu_det.activations.frelu import FReLU
 from pwlu_det.activations.pau import PAU, RPAU
 from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.activations.rectifiers import Maxout, Mixture, PReLU, SReLU
+from pwlu_det.activations.registry import build_activation
 from pwlu_det.activations.simple import CELU, ELU, LeakyReLU, Mish, ReLU, ReLU6, RReLU, Softplus
 from pwlu_det.activations.slaf import SLAF
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pwlu_det import ops
-from pwlu_det.files import atomic_writer
+from pwlu_det.checkpoint.atomic import atomic_writer
 
 _PARAMETERS = ("points", "left_bound", "right_bound", "left_slope", "right_slope")
 

@@ -7,7 +7,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone, build_retinanet_resnet_fpn_backbone
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
 
-from pwlu_det.activations.build import build_activation, get_family_for_resnet
+from pwlu_det.activations.registry import build_activation, get_family_for_resnet
 from pwlu_det.backbone.convert import convert_activations
 
 

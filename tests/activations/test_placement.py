@@ -10,7 +10,7 @@ from torch import nn
 
 from pwlu_det import ConfigError, build_optimizer, check_config
 from pwlu_det.activations import FReLU, MetaAcon
-from pwlu_det.activations.build import ACTIVATIONS, get_family
+from pwlu_det.activations.registry import ACTIVATIONS, get_family
 
 BLOCKS = {"res2": 3, "res3": 4, "res4": 6, "res5": 3}  # of R-50
 

@@ -21,10 +21,10 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from pwlu_det.activations.build import ACTIVATIONS
-from pwlu_det.checkpoint import Checkpointer
+from pwlu_det.activations.registry import ACTIVATIONS
+from pwlu_det.checkpoint.checkpointer import Checkpointer
 from pwlu_det.config import check_config, check_training, load_config
-from pwlu_det.trainer import Trainer
+from pwlu_det.engine.trainer import Trainer
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/quickstart/retinanet_R_18_FPN_digits_relu.yaml"
 NAMES = [name for name, family in ACTIVATIONS.items() if not family.unfit]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from toy import Toy, images, sgd
 
 from pwlu_det import PWLU, TwoPhaseHook
-from pwlu_det.precision import CPUAutocastTrainer
+from pwlu_det.engine.amp import CPUAutocastTrainer
 
 MAX = torch.finfo(torch.float32).max
 # By which an image is multiplied, from a dead input to one that overflows.

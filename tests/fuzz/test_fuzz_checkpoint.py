@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pwlu_det import PWLU
-from pwlu_det.checkpoint import Checkpointer
-from pwlu_det.weights import CheckpointError, read_checkpoint
+from pwlu_det.checkpoint.checkpointer import Checkpointer
+from pwlu_det.checkpoint.reader import read_checkpoint
+from pwlu_det.errors import CheckpointError
 
 ENDINGS = (".pth", ".pkl", ".pyth", ".bin")
 

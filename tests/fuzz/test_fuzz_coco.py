@@ -20,7 +20,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from pwlu_det import ConfigError
-from pwlu_det.data.coco import Use, check_coco
+from pwlu_det.data.coco_check import Use, check_coco
 from pwlu_det.data.mapper import Mapper
 
 HEIGHT, WIDTH = 12, 16

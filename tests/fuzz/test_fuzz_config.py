@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pwlu_det import ConfigError, add_pwlu_config, build_activation, check_config
-from pwlu_det.activations.build import ACTIVATIONS
+from pwlu_det.activations.registry import ACTIVATIONS
 from pwlu_det.config import check_files, check_training, load_config
 
 

@@ -45,7 +45,7 @@ def run(*arguments, **options):
     assert process.wait(timeout=400) == 0, (arguments[1] / "output_0.txt").read_text()[-4000:]
 
 
-AVERAGED = "tests/reliability/train_averaged.py"
+AVERAGED = "tests/helpers/train_averaged.py"
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v3_small, resnet18
 
-from pwlu_det.activations.build import ACTIVATIONS
 from pwlu_det.activations.frelu import FReLU
 from pwlu_det.activations.pwlu import PWLU
-from pwlu_det.analysis.benchmark import measure as measuring
-from pwlu_det.analysis.benchmark import models, networks, ops
-from pwlu_det.analysis.benchmark.measure import Clock, Contender, measure, peak_memory
-from pwlu_det.analysis.benchmark.table import table
+from pwlu_det.activations.registry import ACTIVATIONS
+from pwlu_det.benchmark import measure as measuring
+from pwlu_det.benchmark import models, networks, ops
+from pwlu_det.benchmark.measure import Clock, Contender, measure, peak_memory
+from pwlu_det.benchmark.table import table
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = str(ROOT / "tools/benchmark.py")

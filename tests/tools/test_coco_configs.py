@@ -15,7 +15,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.events import EventStorage
 
 from pwlu_det import ConfigError, build_optimizer
-from pwlu_det.activations.build import get_family
+from pwlu_det.activations.registry import get_family
 from pwlu_det.config import check_config, check_training, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

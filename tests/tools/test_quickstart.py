@@ -12,7 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
 from pwlu_det import PWLU
-from pwlu_det.checkpoint import Checkpointer
+from pwlu_det.checkpoint.checkpointer import Checkpointer
 from pwlu_det.config import load_config
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs/quickstart"

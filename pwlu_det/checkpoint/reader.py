@@ -11,14 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pwlu_det.array_pickle import load_arrays
-from pwlu_det.config import ConfigError
+from pwlu_det.checkpoint.array_pickle import load_arrays
+from pwlu_det.errors import CheckpointError
 
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files by torch before 1.6: a magic number
-
-
-class CheckpointError(ConfigError):
-    """A file that cannot be used as a checkpoint; the message names it and says why."""
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

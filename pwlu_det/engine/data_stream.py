@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pwlu_det.data.mapper import Mapper
-from pwlu_det.randomness import seeded
+from pwlu_det.engine.random_state import seeded
 
 Draw = tuple[int, int]
 """The position of an image in the stream that all processes share, and its index in the data set."""

@@ -1,6 +1,6 @@
 """Kills training runs at chosen instants, resumes them, and compares their end with an uninterrupted run's.
 
-    python tests/reliability/kill_and_resume.py --kills 40 --output output/kills
+    python tests/helpers/kill_and_resume.py --kills 40 --output output/kills
 
 Runs are of ``tools/train_net.py`` on the digits: 60 iterations, the switch to phase II at 20, a checkpoint
 every 5. An eighth of the kills hit a checkpoint while it is written, an eighth the iterations to either side
@@ -195,7 +195,7 @@ def train_and_report() -> None:
     """The training command, which also reports each iteration that it begins."""
     from detectron2.engine import HookBase
 
-    from pwlu_det.trainer import Trainer
+    from pwlu_det.engine.trainer import Trainer
 
     class Report(HookBase):
         def before_step(self):

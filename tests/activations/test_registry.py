@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pwlu_det import PWLU, build_activation
-from pwlu_det.activations.build import (
+from pwlu_det.activations.registry import (
     ACTIVATIONS,
     activation_parameters,
     convolution_biases,

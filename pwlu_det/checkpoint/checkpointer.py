@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
-from pwlu_det.config import ConfigError
-from pwlu_det.files import atomic_save, atomic_writer
-from pwlu_det.weights import CheckpointError, read_checkpoint
+from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
+from pwlu_det.checkpoint.reader import read_checkpoint
+from pwlu_det.errors import CheckpointError, PwluDetError
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -47,13 +47,13 @@ class Checkpointer(DetectionCheckpointer):
         """The file to resume from, as it was at the first look: see :func:`find_resumable`.
 
         Raises:
-            ConfigError: all are damaged, or the processes do not see the same files.
+            CheckpointError: all are damaged, or the processes do not see the same files.
         """
         file, damages = find_resumable(self.save_dir)
         for damaged, why in damages.items():
             logger.warning(f"{damaged} cannot be resumed ({why}): taking {file} in its place")
         if any(other != file for other in comm.all_gather(file)):
-            raise ConfigError(
+            raise CheckpointError(
                 f"OUTPUT_DIR {self.save_dir}: the processes do not see the same checkpoints there. To "
                 "resume, all machines need it on a file system that they share."
             )
@@ -63,7 +63,7 @@ class Checkpointer(DetectionCheckpointer):
         """As detectron2's, but a damaged checkpoint is passed over, and one to resume has to fit the model.
 
         Raises:
-            ConfigError: it does not fit, or there is none to take.
+            CheckpointError: it does not fit, or there is none to take.
         """
         self._resumes = resume and bool(self.resumable)
         return self.load(self.resumable) if self._resumes else self.load(path, checkpointables=[])
@@ -76,7 +76,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         try:
             return super().load(path, *args, **kwargs)
-        except ConfigError:
+        except PwluDetError:
             raise
         except Exception as error:  # the file is right, so that only what it holds can be wrong
             raise CheckpointError(f"{path} cannot be loaded: {error}") from error
@@ -93,7 +93,7 @@ class Checkpointer(DetectionCheckpointer):
         self.incompatible = super()._load_model(checkpoint)
         unfit = [key for keys in self.incompatible for key in keys]
         if self._resumes and unfit:
-            raise ConfigError(
+            raise CheckpointError(
                 f"--resume: {self.resumable} is not of this model: {len(unfit)} tensors are missing, of "
                 f"another shape or too many, the first is {unfit[0]}"
             )
@@ -111,7 +111,7 @@ def find_resumable(folder: str) -> Resumable:
     """The checkpoint that ``folder/last_checkpoint`` names or, where that is damaged, the newest whole one.
 
     Raises:
-        ConfigError: there are some, but none is whole.
+        CheckpointError: there are some, but none is whole.
     """
     tag = os.path.join(folder, "last_checkpoint")
     if not os.path.isfile(tag):
@@ -127,7 +127,7 @@ def find_resumable(folder: str) -> Resumable:
             return Resumable(file, damages)
         damages[file] = why
     listed = "".join(f"\n  {file}: {why}" for file, why in damages.items())
-    raise ConfigError(
+    raise CheckpointError(
         f"--resume: OUTPUT_DIR {folder} has no whole checkpoint; without it the run starts anew.{listed}"
     )
 

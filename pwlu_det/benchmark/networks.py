@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops.misc import Conv2dNormActivation
 
 from pwlu_det.activations import build_activation
-from pwlu_det.analysis.benchmark.models import LEARNING_RATE, Trainee
+from pwlu_det.benchmark.models import LEARNING_RATE, Trainee
 
 NETWORKS = {"resnet18": resnet18, "mobilenet_v3_small": mobilenet_v3_small}
 """The paper's 56 MFLOPs and 2.6 M parameters of MobileNetV3 are the small one's."""

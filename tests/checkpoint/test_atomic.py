@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from pwlu_det.files import atomic_save, atomic_writer
+from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
 
 LARGE = {"model": {"a": torch.zeros(300_000)}}
 SMALL = {"model": {"a": torch.ones(1)}}

@@ -16,14 +16,14 @@ from detectron2.solver.build import reduce_param_groups
 from detectron2.utils import comm
 from torch import nn
 
-from pwlu_det.activations.build import activation_parameters, convolution_biases
-from pwlu_det.checkpoint import Checkpointer
+from pwlu_det.activations.registry import activation_parameters, convolution_biases
+from pwlu_det.checkpoint.checkpointer import Checkpointer
 from pwlu_det.config import check_phase1_iters
 from pwlu_det.data.mapper import Mapper
-from pwlu_det.data.stream import build_train_loader
-from pwlu_det.phases import TwoPhaseHook
-from pwlu_det.precision import build_step_trainer
-from pwlu_det.resume import ExactResume, settle_seed, warn_of_changes
+from pwlu_det.engine.amp import build_step_trainer
+from pwlu_det.engine.data_stream import build_train_loader
+from pwlu_det.engine.phases import TwoPhaseHook
+from pwlu_det.engine.resume import ExactResume, settle_seed, warn_of_changes
 
 
 def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:

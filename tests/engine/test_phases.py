@@ -10,7 +10,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 from toy import Batches, Toy, images, parameters, same, sgd, train
 
-from pwlu_det.checkpoint import Checkpointer
+from pwlu_det.checkpoint.checkpointer import Checkpointer
 
 
 class Record(HookBase):
@@ -183,7 +183,7 @@ def test_frozen_sites_are_left_alone():
 
 
 def test_the_log_tells_of_the_realignment(caplog):
-    with caplog.at_level("INFO", logger="detectron2.pwlu_det.phases"):
+    with caplog.at_level("INFO", logger="detectron2.pwlu_det.engine.phases"):
         train(Toy(), phase1_iters=2, max_iter=3)
     text = caplog.text
     assert "2 of 2 trainable sites collect statistics, up to iteration 2" in text

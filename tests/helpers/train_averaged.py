@@ -18,7 +18,7 @@ from detectron2.structures import ImageList
 from detectron2.utils import comm
 from torch import nn
 
-from pwlu_det.trainer import Trainer
+from pwlu_det.engine.trainer import Trainer
 
 
 @META_ARCH_REGISTRY.register()

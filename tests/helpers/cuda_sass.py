@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-SOURCES = Path(__file__).resolve().parents[1] / "pwlu_det" / "csrc" / "cuda"
+SOURCES = Path(__file__).resolve().parents[2] / "pwlu_det" / "csrc" / "cuda"
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")  # those of setup.py
 TYPES = {"float": "float32", "__nv_bfloat16": "bfloat16", "__half": "float16"}
 

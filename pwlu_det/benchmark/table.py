@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from pwlu_det.analysis.benchmark.measure import Result
+from pwlu_det.benchmark.measure import Result
 from pwlu_det.collect_env import collect_env
 
 MEMORY_MODES = {

@@ -11,8 +11,9 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pwlu_det.randomness import seed_all
-from pwlu_det.weights import CheckpointError, read_checkpoint
+from pwlu_det.checkpoint.reader import read_checkpoint
+from pwlu_det.engine.random_state import seed_all
+from pwlu_det.errors import CheckpointError
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 

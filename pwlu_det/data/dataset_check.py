@@ -6,9 +6,9 @@ import os
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from pwlu_det.array_pickle import load_arrays
-from pwlu_det.config import ConfigError
-from pwlu_det.data.coco import Summary, Use, check_coco
+from pwlu_det.checkpoint.array_pickle import load_arrays
+from pwlu_det.data.coco_check import Summary, Use, check_coco
+from pwlu_det.errors import ConfigError, DatasetError
 
 _CLASS_COUNTS = {"RetinaNet": "RETINANET", "GeneralizedRCNN": "ROI_HEADS"}
 
@@ -20,7 +20,8 @@ def check_datasets(cfg, training: bool) -> list[str]:
         A line for the log for each, with what detectron2 will leave out.
 
     Raises:
-        ConfigError: see the class.
+        ConfigError: a key of the config does not fit the data sets.
+        DatasetError: a data set is missing or damaged.
     """
     notes = []
     for key in ("TRAIN", "TEST") if training else ("TEST",):
@@ -46,9 +47,9 @@ def _find(key: str, name: str) -> Metadata:
     try:
         annotations = metadata.get("json_file")
     except (OSError, ImportError) as error:  # the digits cannot be made
-        raise ConfigError(f"{key}: {error}") from error
+        raise DatasetError(f"{key}: {error}") from error
     if annotations and not os.path.isfile(annotations):
-        raise ConfigError(
+        raise DatasetError(
             f"{key}: data set '{name}' is not there: no file {annotations}. The environment variable "
             "DETECTRON2_DATASETS names the folder that holds detectron2's data sets (default ./datasets)."
         )
@@ -58,7 +59,7 @@ def _find(key: str, name: str) -> Metadata:
 def _check_classes(cfg, metadata: Metadata, classes: list[str], training: bool) -> None:
     known = metadata.get("thing_classes", classes)
     if list(known) != classes:
-        raise ConfigError(
+        raise DatasetError(
             f"{metadata.json_file}: its categories are not those of data set '{metadata.name}': it has "
             f"{len(classes)}, and {len(known)} were registered; names and order must be the same"
         )
@@ -87,4 +88,4 @@ def _check_proposals(key: str, files: tuple[str, ...]) -> None:
             with open(file, "rb") as f:
                 load_arrays(f)
         except Exception as error:  # whatever a broken pickle makes of a reader
-            raise ConfigError(f"{key}: {file} is not a pickle of NumPy arrays: {error}") from error
+            raise DatasetError(f"{key}: {file} is not a pickle of NumPy arrays: {error}") from error

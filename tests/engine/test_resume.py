@@ -10,12 +10,12 @@ from detectron2.engine import HookBase
 from kill_and_resume import differences, load_final
 
 from pwlu_det import PWLU, ConfigError, Trainer
-from pwlu_det.checkpoint import Checkpointer, find_resumable
+from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
+from pwlu_det.checkpoint.checkpointer import Checkpointer, find_resumable
 from pwlu_det.config import load_config
-from pwlu_det.files import atomic_save, atomic_writer
-from pwlu_det.resume import describe_changes, settle_seed
+from pwlu_det.engine.resume import describe_changes, settle_seed
 
-QUICKSTART = Path(__file__).resolve().parents[1] / "configs/quickstart"
+QUICKSTART = Path(__file__).resolve().parents[2] / "configs/quickstart"
 SMALL = [
     *("DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 3),
     *(

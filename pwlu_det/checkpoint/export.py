@@ -7,9 +7,9 @@ import os
 from detectron2.modeling import build_model
 from torch import nn
 
-from pwlu_det.checkpoint import Checkpointer
-from pwlu_det.config import ConfigError
-from pwlu_det.files import atomic_save
+from pwlu_det.checkpoint.atomic import atomic_save
+from pwlu_det.checkpoint.checkpointer import Checkpointer
+from pwlu_det.errors import CheckpointError
 
 
 def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> None:
@@ -26,15 +26,15 @@ def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> 
         bottom_up: leave the FPN out: a ResNet for detectors that have another FPN, or none.
 
     Raises:
-        ConfigError: ``weights`` or ``output`` cannot be used, or ``weights`` does not hold this backbone.
+        CheckpointError: ``weights`` or ``output`` cannot be used, or ``weights`` does not hold this backbone.
     """
     if not output.endswith(".pth"):
-        raise ConfigError(f"--output is {output!r}; its name must end in .pth")
+        raise CheckpointError(f"--output is {output!r}; its name must end in .pth")
     folder = os.path.dirname(output) or "."
     if not os.path.isdir(folder):
-        raise ConfigError(f"--output: there is no folder {folder}")
+        raise CheckpointError(f"--output: there is no folder {folder}")
     if not os.path.isfile(weights):
-        raise ConfigError(f"--weights: there is no file {weights}")
+        raise CheckpointError(f"--weights: there is no file {weights}")
 
     cfg = cfg.clone()
     cfg.defrost()
@@ -48,7 +48,7 @@ def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> 
     try:
         atomic_save({"model": state, "__author__": "pwlu_det", "matching_heuristics": True}, output)
     except OSError as error:
-        raise ConfigError(f"--output {output} cannot be written: {error}") from error
+        raise CheckpointError(f"--output {output} cannot be written: {error}") from error
 
 
 def _load(model: nn.Module, weights: str) -> None:
@@ -57,7 +57,7 @@ def _load(model: nn.Module, weights: str) -> None:
     lacking = [key for key in checkpointer.incompatible.missing_keys if key.startswith("backbone.")]
     lacking += [key for key, *_ in checkpointer.incompatible.incorrect_shapes if key.startswith("backbone.")]
     if lacking:
-        raise ConfigError(
+        raise CheckpointError(
             f"--weights {weights} does not hold the backbone of --config-file: {len(lacking)} tensors are "
             f"missing or of another shape, the first is {lacking[0]}"
         )

@@ -14,10 +14,10 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from pwlu_det.activations.build import ACTIVATIONS
 from pwlu_det.activations.frelu import FReLU
 from pwlu_det.activations.pwlu import PWLU
-from pwlu_det.analysis.benchmark.measure import Clock, Contender, Run
+from pwlu_det.activations.registry import ACTIVATIONS
+from pwlu_det.benchmark.measure import Clock, Contender, Run
 from pwlu_det.ops import reference
 
 BASELINE = "torch.relu"

@@ -9,8 +9,9 @@ from detectors import STOCK
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
-from pwlu_det.checkpoint import Checkpointer
-from pwlu_det.weights import CheckpointError, read_checkpoint
+from pwlu_det.checkpoint.checkpointer import Checkpointer
+from pwlu_det.checkpoint.reader import read_checkpoint
+from pwlu_det.errors import CheckpointError
 
 
 def msra_name(key: str) -> str:

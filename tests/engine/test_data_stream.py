@@ -8,8 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from PIL import Image
 
-from pwlu_det.data.stream import build_train_loader
-from pwlu_det.randomness import seed_all, seeded
+from pwlu_det.engine.data_stream import build_train_loader
+from pwlu_det.engine.random_state import seed_all, seeded
 
 NUM_IMAGES = 11
 

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pwlu_det.config import ConfigError
-from pwlu_det.data.masks import count_polygons, find_mask_fault, is_numbers
+from pwlu_det.data.mask_check import count_polygons, find_mask_fault, is_numbers
+from pwlu_det.errors import DatasetError
 
 _MAX_ID = 2**53  # COCO's evaluation keeps ids in float64
 _MAX_SIDE = 2**16 - 1  # of a JPEG; the run lengths of larger masks would not fit COCO's 32 bits
@@ -49,18 +49,18 @@ def check_coco(file: str, image_root: str, use: Use) -> Summary:
     """Check a file in COCO's format of object detection, and that its images are there.
 
     Raises:
-        ConfigError: it cannot be used; the message names the entry that is wrong, and what is allowed.
+        DatasetError: it cannot be used; the message names the entry that is wrong, and what is allowed.
     """
     with _no_garbage_collection():  # of a million new lists and dictionaries none is garbage
         try:
             with open(file) as f:  # in the locale's encoding, as COCO's own API does
                 content = json.load(f)
         except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{file} cannot be read as JSON: {error}") from error
+            raise DatasetError(f"{file} cannot be read as JSON: {error}") from error
         try:
             return _check_content(content, image_root, use, unique="minival" not in file)
         except _Fault as fault:
-            raise ConfigError(f"{file}: {fault}") from None
+            raise DatasetError(f"{file}: {fault}") from None
 
 
 class _Fault(Exception):

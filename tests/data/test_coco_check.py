@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as mask_util
 
 from pwlu_det import ConfigError
-from pwlu_det.data.coco import Use, check_coco
-from pwlu_det.data.masks import _decode, find_mask_fault
+from pwlu_det.data.coco_check import Use, check_coco
+from pwlu_det.data.mask_check import _decode, find_mask_fault
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

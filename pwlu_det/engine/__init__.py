@@ -1,0 +1,1 @@
+"""Training: the trainer, the optimizer, the two phases, mixed precision, exact resume, several processes."""
