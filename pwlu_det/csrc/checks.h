@@ -104,8 +104,8 @@ inline void check_beside(const char* op, const Tensor& x, const Argument& argume
                     x.device());
   if (argument.shape == "x") {
     TORCH_CHECK_VALUE(tensor.sizes() == x.sizes() && tensor.scalar_type() == x.scalar_type(), op, ": ", argument.name,
-                      " has shape ", tensor.sizes(), " and dtype ", tensor.scalar_type(), "; x has ",
-                      x.sizes(), " and ", x.scalar_type());
+                      " has shape ", tensor.sizes(), " and dtype ", tensor.scalar_type(), "; x has ", x.sizes(),
+                      " and ", x.scalar_type());
   } else {
     TORCH_CHECK_VALUE(sizes.fit(tensor.sizes(), argument.shape), op, ": ", argument.name, " has shape ",
                       tensor.sizes(), "; for x of shape ", x.sizes(), " it must be [", with_commas(argument.shape),

@@ -24,7 +24,7 @@ template <typename T>
 struct Steps {
   const Work& work;
   FreluTable& table;
-  const FreluDtype<T>& kernels = Dtype<T>::of(*pwlu::kernels().frelu);
+  const FreluDtype<T>& kernels = pwlu::kernels().frelu->of<T>();
 
   void inference(const Tensor& x, const Tensor& y) const {
     work.for_all(0, work.channels, [&](const Work::Item& item) {
@@ -82,13 +82,11 @@ struct Steps {
   // The gradients of x, and of the convolution's weight and bias: [channels, 10]; undefined where not asked for.
   void backward(typename FreluDtype<T>::Backward kernel, int64_t first, int64_t last, const Tensor& grad,
                 const Tensor& x, const Tensor& kept, const Tensor& grad_x, const Tensor& gradients) const {
-    const bool with_sums = gradients.defined();
-    const auto sums = work.sum(first, last, 10, [&](const Work::Item& item, double* own) {
+    const auto sums = work.sum(first, last, gradients.defined() ? 10 : 0, [&](const Work::Item& item, double* own) {
       kernel(at<const T>(grad, item), at<const T>(x, item), at<const T>(kept, item),
-             grad_x.defined() ? at<T>(grad_x, item) : nullptr, item.block, parameters(item),
-             with_sums ? own : nullptr);
+             grad_x.defined() ? at<T>(grad_x, item) : nullptr, item.block, parameters(item), own);
     });
-    if (with_sums) std::copy(sums.begin(), sums.end(), gradients.data_ptr<double>() + first * 10);
+    if (gradients.defined()) std::copy(sums.begin(), sums.end(), gradients.data_ptr<double>() + first * 10);
   }
 
  private:

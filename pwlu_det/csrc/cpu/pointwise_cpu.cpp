@@ -31,17 +31,6 @@ class ParameterTable {
   Tensor wide_, narrow_;
 };
 
-const PointwiseKernels& kernels_for(Activation activation) {
-  switch (activation) {
-#define PWLU_CASE(op, ...) \
-  case Activation::op:     \
-    return kernels().pointwise->op;
-    PWLU_FORALL_POINTWISE(PWLU_CASE)
-#undef PWLU_CASE
-  }
-  __builtin_unreachable();
-}
-
 // Calls run(offset, rows, stride) for the memory of an item.
 template <typename F>
 void for_stretches(const Layout& layout, const Item& item, const F& run) {
@@ -54,7 +43,7 @@ void for_stretches(const Layout& layout, const Item& item, const F& run) {
 struct Cpu {
   static Tensor forward(Activation activation, const Tensor& x, const ParameterRows& parameters) {
     const ParameterTable table(parameters);
-    const PointwiseKernels& kernels = kernels_for(activation);
+    const PointwiseKernels& kernels = pwlu::kernels().pointwise->of(activation);
     const auto format = format_of(x);
     const Tensor dense = x.contiguous(format), y = at::empty_like(dense);
     const Layout layout = layout_of(dense, table.channels(), format);
@@ -64,7 +53,7 @@ struct Cpu {
       auto* to = static_cast<T*>(y.mutable_data_ptr());
       for_items(layout, [&](const Item& item) {
         for_stretches(layout, item, [&](int64_t at, int64_t rows, int64_t stride) {
-          Dtype<T>::of(kernels).forward(from + at, to + at, rows, stride, table.of(item));
+          kernels.of<T>().forward(from + at, to + at, rows, stride, table.of(item));
         });
       });
     });
@@ -74,26 +63,25 @@ struct Cpu {
   static Tensor backward(Activation activation, const Tensor& grad, const Tensor& x, const ParameterRows& parameters,
                          bool with_x, const ParameterRows& gradients) {
     const ParameterTable table(parameters);
-    const PointwiseKernels& kernels = kernels_for(activation);
+    const PointwiseKernels& kernels = pwlu::kernels().pointwise->of(activation);
     const auto format = format_of(x);
     const Tensor dense = x.contiguous(format), g = grad.contiguous(format);
     const Tensor grad_x = with_x ? at::empty_like(dense) : Tensor();
-    const bool with_sums = !gradients.empty();
     const Layout layout = layout_of(dense, table.channels(), format);
-    std::vector<double> sums;  // [channels, size]
+    const int64_t width = gradients.empty() ? 0 : table.size();
+    std::vector<double> sums;  // [channels, width]
     with_dtype(x, [&](auto type) {
       using T = decltype(type);
       const auto* from = static_cast<const T*>(dense.const_data_ptr());
       const auto* incoming = static_cast<const T*>(g.const_data_ptr());
       auto* to = with_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr;
-      sums = sum_by_channel<double>(layout, table.channels(), table.size(), [&](const Item& item, double* own) {
+      sums = sum_by_channel<double>(layout, table.channels(), width, [&](const Item& item, double* own) {
         for_stretches(layout, item, [&](int64_t at, int64_t rows, int64_t stride) {
-          Dtype<T>::of(kernels).backward(incoming + at, from + at, with_x ? to + at : nullptr, rows, stride,
-                                         table.of(item), with_sums ? own : nullptr);
+          kernels.of<T>().backward(incoming + at, from + at, advance(to, at), rows, stride, table.of(item), own);
         });
       });
     });
-    const Tensor totals = at::from_blob(sums.data(), {table.channels(), table.size()}, at::kDouble).t();
+    const Tensor totals = at::from_blob(sums.data(), {table.channels(), width}, at::kDouble).t();
     int64_t first = 0;
     for (const Tensor& gradient : gradients) {
       gradient.copy_(totals.narrow(0, first, gradient.size(0)));

@@ -1,4 +1,4 @@
-// The kernels of Funnel ReLU, over the rows of a block.
+// Funnel ReLU's kernels over the vectors of an instruction set.
 #pragma once
 
 #include "frelu_rows.h"

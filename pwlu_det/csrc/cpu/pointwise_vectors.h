@@ -1,7 +1,8 @@
-// The kernels of the pointwise activations, one skeleton for all.
+// The pointwise activations' kernels over the vectors of an instruction set, one skeleton for all.
 #pragma once
 
 #include "../pointwise_math.h"
+#include "pointwise_kernels.h"
 #include "vectors.h"
 
 namespace {
@@ -156,14 +157,14 @@ struct PointwiseVectors {
     const int64_t part = kVectorsAtOnce * (stride == 1 ? Vec::kSize : 1);
     for (int64_t from = 0; from < rows; from += part) {
       const int64_t at = from * stride, n = std::min(part, rows - from);
-      T* const to = kX ? grad_x + at : nullptr;
+      T* const to = pwlu::advance(grad_x, at);
       const Finite finite = stride == 1 ? backward_row<kX, kSums>(f, grad + at, x + at, to, n, p, sums)
                                         : backward_block<kX, kSums>(f, grad + at, x + at, to, n, stride, p, sums);
       if (finite.x && finite.sums) continue;
       // In double. The gradient of x does not depend on whether the sums were finite, or asked for.
       for (int c = 0; c < p.channels; ++c) {
         backward_elements(f, grad + at, x + at, finite.x ? nullptr : to, n, stride, p, c,
-                          kSums ? sums + c * p.size : nullptr);
+                          pwlu::advance(sums, c * p.size));
       }
     }
   }
@@ -191,13 +192,13 @@ void pointwise_backward(const T* grad, const T* x, T* grad_x, int64_t rows, int6
   pwlu::with_size<F>(p.size, [&](const auto& f) {
     if constexpr (std::is_same_v<T, double>) {
       for (int c = 0; c < p.channels; ++c) {
-        backward_elements(f, grad, x, grad_x, rows, stride, p, c, sums ? sums + c * p.size : nullptr);
+        backward_elements(f, grad, x, grad_x, rows, stride, p, c, pwlu::advance(sums, c * p.size));
       }
     } else {
       using Vectors = PointwiseVectors<std::decay_t<decltype(f)>, T>;
-      with_asked_for(grad_x, sums, [&](auto with_x, auto with_sums) {
-        Vectors::template backward<with_x(), with_sums()>(f, grad, x, grad_x, rows, stride, p, sums);
-      });
+      if (!sums) return Vectors::template backward<true, false>(f, grad, x, grad_x, rows, stride, p, sums);
+      if (!grad_x) return Vectors::template backward<false, true>(f, grad, x, grad_x, rows, stride, p, sums);
+      Vectors::template backward<true, true>(f, grad, x, grad_x, rows, stride, p, sums);
     }
   });
 }
@@ -211,8 +212,7 @@ constexpr pwlu::PointwiseKernels pointwise_kernels() {
 }
 
 constexpr pwlu::AllPointwise all_pointwise() {
-  using namespace pwlu;
-#define PWLU_KERNELS(op, F, ...) pointwise_kernels<F>(),
+#define PWLU_KERNELS(op, F, ...) pointwise_kernels<pwlu::F>(),
   return {PWLU_FORALL_POINTWISE(PWLU_KERNELS)};
 #undef PWLU_KERNELS
 }
