@@ -74,9 +74,7 @@ def test_an_option_that_the_class_refuses_is_named_by_its_key(own, tmp_path, tex
 
 @pytest.mark.parametrize("text", ["BOUNDED_BELOW: {STOP: 2.0}", "BOUNDED_BELOW: {NORM: GN}"])
 def test_an_unknown_option_is_an_unknown_key(own, tmp_path, text):
-    with pytest.raises(
-        pwlu_det.ConfigError, match=r"Non-existent config key: MODEL\.ACTIVATION\.BOUNDED_BELOW"
-    ):
+    with pytest.raises(pwlu_det.ConfigError, match=r"Non-existent config key: .*BOUNDED_BELOW"):
         configure(tmp_path, text)
 
 
