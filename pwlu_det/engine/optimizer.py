@@ -61,29 +61,39 @@ def hide_while_stepping(
     Returns:
         A function that undoes this.
     """
-    # One set of hooks per optimizer: two that each took parameters out would put them back in a wrong order.
+    # One object per optimizer: two that each took parameters out would put them back in a wrong order.
     if not hasattr(optimizer, "hidden_parameters"):
         optimizer.hidden_parameters = _HiddenParameters(optimizer)
-    hidden = optimizer.hidden_parameters
-    hidden.finders.append(find)
+    optimizer.hidden_parameters.finders.append(find)
 
-    def remove() -> None:
-        hidden.finders.remove(find)
-        hidden.put_back()  # after a step that raised
+    def undo() -> None:
+        optimizer.hidden_parameters.finders.remove(find)
+        optimizer.hidden_parameters.put_back()  # after a step that raised
+        if not optimizer.hidden_parameters.finders:
+            optimizer.hidden_parameters.remove()
+            del optimizer.hidden_parameters
 
-    return remove
+    return undo
 
 
 class _HiddenParameters:
+    """What several callers hide from one optimizer."""
+
     def __init__(self, optimizer: Optimizer):
         self.finders: list[Callable[[], Iterable[nn.Parameter]]] = []
         self._optimizer = optimizer
         self._whole_groups: list[list[nn.Parameter]] = []
-        optimizer.register_step_pre_hook(lambda *_: self.take_out())
-        optimizer.register_step_post_hook(lambda *_: self.put_back())
+        cls = type(optimizer)
+        if not getattr(cls.step, "hooked", False):  # as in the classes that detectron2 makes for clipping
+            cls.step = Optimizer.profile_hook_step(cls.step)
+            cls.step.hooked = True
+        self._handles = (
+            optimizer.register_step_pre_hook(lambda *_: self.take_out()),
+            optimizer.register_step_post_hook(lambda *_: self.put_back()),
+        )
 
     def take_out(self) -> None:
-        if self._whole_groups:  # detectron2's clipping optimizers step once more from within
+        if self._whole_groups:  # the step of the base class, which the clipping one calls
             return
         hidden = {p for find in self.finders for p in find()}
         self._whole_groups = [group["params"] for group in self._optimizer.param_groups]
@@ -94,6 +104,10 @@ class _HiddenParameters:
         for group, parameters in zip(self._optimizer.param_groups, self._whole_groups):
             group["params"] = parameters
         self._whole_groups = []
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
