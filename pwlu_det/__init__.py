@@ -9,23 +9,32 @@ from __future__ import annotations
 import importlib.util
 from importlib import import_module
 
-from pwlu_det.activations import PWLU, build_activation
+from pwlu_det.activations import PWLU, build_activation, register_activation
+from pwlu_det.errors import CheckpointError, ConfigError, DatasetError, PwluDetError
 
 __version__ = "0.1.0"
 
 # Public names that need detectron2, and where they are.
 _NEED_DETECTRON2 = {
-    "ConfigError": "errors",
     "Trainer": "engine.trainer",
     "TwoPhaseHook": "engine.phases",
     "add_pwlu_config": "config",
-    "build_optimizer": "engine.trainer",
-    "build_phase_hook": "engine.trainer",
-    "check_config": "config",
+    "build_optimizer": "engine.optimizer",
+    "build_phase_hook": "engine.phases",
+    "check_config": "preflight",
     "convert_activations": "backbone",
 }
 
-__all__ = ["PWLU", "build_activation", *sorted(_NEED_DETECTRON2)]
+__all__ = [
+    "PWLU",
+    "CheckpointError",
+    "ConfigError",
+    "DatasetError",
+    "PwluDetError",
+    "build_activation",
+    "register_activation",
+    *sorted(_NEED_DETECTRON2),
+]
 
 
 def __getattr__(name: str):
@@ -40,5 +49,5 @@ def __getattr__(name: str):
 
 
 if importlib.util.find_spec("detectron2") is not None:
-    import_module("pwlu_det.backbone")
     import_module("pwlu_det.data")
+    build_activation = import_module("pwlu_det.backbone").build_activation  # of a name, or of a config

@@ -1,25 +1,32 @@
-"""The README's script and commands are the ones that work."""
+"""The README's code and commands are the ones that work."""
 
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 CONFIG = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
+OWN_ACTIVATION, SCRIPT, OWN_TRAINER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHORT = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.WARMUP_ITERS", 0, "DATASETS.TEST", "()")
 
 
-def test_a_script_built_on_default_trainer_gets_both_phases(run_tool, tmp_path):
-    (script,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    file = tmp_path / "train_net.py"
-    file.write_text(script)
-    overrides = ("SOLVER.MAX_ITER", 4, "MODEL.ACTIVATION.PWLU.PHASE1_ITERS", 2, "SOLVER.CHECKPOINT_PERIOD", 1)
-    overrides += ("DATASETS.TEST", "()", "SOLVER.WARMUP_ITERS", 0, "MODEL.ACTIVATION.LR_FACTOR", 2.0)
-    output = run_tool(file, "--config-file", CONFIG, "OUTPUT_DIR", tmp_path, *overrides)
+def run_script(run_tool, folder, text, config, *overrides):
+    file = folder / "train_net.py"
+    file.write_text(text)
+    output = run_tool(file, "--config-file", config, "OUTPUT_DIR", folder, *SHORT, *overrides)
+    return output, [torch.load(folder / f"model_{i:07d}.pth", weights_only=True) for i in range(4)]
+
+
+@pytest.mark.parametrize("trainer", ["pwlu_det.Trainer", "MyTrainer"])
+def test_a_script_gets_both_phases(run_tool, tmp_path, trainer):
+    script = SCRIPT.replace("import pwlu_det\n", OWN_TRAINER).replace("pwlu_det.Trainer", trainer)
+    overrides = ("MODEL.ACTIVATION.PWLU.PHASE1_ITERS", 2, "MODEL.ACTIVATION.LR_FACTOR", 2.0)
+    output, checkpoints = run_script(run_tool, tmp_path, script, CONFIG, *overrides)
     assert "realigned 18 sites at iteration 2" in output
 
-    checkpoints = [torch.load(tmp_path / f"model_{i:07d}.pth", weights_only=True) for i in range(4)]
     key = "backbone.bottom_up.res3.0.act1."
     assert [int(c["model"][key + "phase"]) for c in checkpoints] == [1, 1, 2, 2]
     points = [c["model"][key + "points"] for c in checkpoints]
@@ -29,10 +36,23 @@ def test_a_script_built_on_default_trainer_gets_both_phases(run_tool, tmp_path):
         (0.04, 0),
         (0.02, 0),
     ]
+    exact = "ExactResume" in checkpoints[-1]["trainer"]["hooks"]
+    assert exact == ("CPU kernels" in output) == (trainer == "pwlu_det.Trainer")
+
+
+def test_an_activation_of_one_s_own_is_trained(run_tool, tmp_path):
+    (tmp_path / "my_activations.py").write_text(OWN_ACTIVATION)
+    (config,) = (text for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "BOUNDED" in text)
+    (tmp_path / "own.yaml").write_text(f"_BASE_: {CONFIG}\n{config}")
+    script = SCRIPT.replace("import pwlu_det\n", "import my_activations\nimport pwlu_det\n")
+    overrides = ("MODEL.BACKBONE.NAME", "build_act_retinanet_resnet_fpn_backbone")  # the quickstart's
+    _, checkpoints = run_script(run_tool, tmp_path, script, tmp_path / "own.yaml", *overrides)
+    bound = checkpoints[-1]["model"]["backbone.bottom_up.res3.0.act1.bound"]
+    assert (bound != -0.5).any() and (bound - -0.5).abs().max() < 0.5
 
 
 def test_every_file_and_make_target_that_is_named_is_there():
-    for name in re.findall(r"(?:configs|tools|docs)/[\w./-]+\.\w+", README):
+    for name in re.findall(r"(?:configs|tools|docs|pwlu_det)/[\w./-]+\.\w+", README):
         assert (ROOT / name).exists(), name
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE):

@@ -4,24 +4,29 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
+from pwlu_det.benchmark.suites import LAYOUTS, Sites, model_tables, op_tables
+from pwlu_det.benchmark.table import header
+from pwlu_det.checkpoint.atomic import atomic_writer
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SITES = {  # --shapes: whose sites, with how many images of which height and width
-    "coco": ("coco/retinanet_R_50_FPN_3x_relu.yaml", 2, 800, 1344),
-    "demo": ("quickstart/retinanet_R_18_FPN_digits_relu.yaml", 4, 96, 96),
+SITES = {
+    "coco": Sites("coco", str(CONFIGS / "coco/retinanet_R_50_FPN_3x_relu.yaml"), 2, 800, 1344),
+    "demo": Sites("demo", str(CONFIGS / "quickstart/retinanet_R_18_FPN_digits_relu.yaml"), 4, 96, 96),
 }
-LAYOUTS = {"contiguous": (False,), "channels_last": (True,), "both": (False, True)}
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 # glibc then takes no memory by mmap and gives none back, so that freed blocks are used again.
 WARM_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+# torch's profiler, which measures memory, then does not say for each row that it starts and ends.
+QUIET = {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
 def main() -> None:
@@ -29,15 +34,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.output and not args.output.parent.is_dir():
         parser.error(f"--output: there is no folder {args.output.parent}")
-    if args.memory == "warm" and args.device == "cpu":
-        keep_memory(parser)
-    # Read when torch is imported: its profiler would say that it starts and ends, for each row.
-    os.environ.update(KINETO_LOG_LEVEL="6", TORCH_CPP_LOG_LEVEL="ERROR")
-    import torch
-
-    from pwlu_det.benchmark.table import header
-    from pwlu_det.checkpoint.atomic import atomic_writer
-
+    warm = args.memory == "warm" and args.device == "cpu"
+    if warm and platform.libc_ver()[0] != "glibc":
+        parser.error("--memory warm needs glibc, which this system does not have; fresh is allowed")
+    restart_with({**QUIET, **(WARM_MEMORY if warm else {})})
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, and torch finds no GPU on this machine; cpu is allowed")
     if args.threads:
@@ -155,9 +155,9 @@ def rounds(text: str) -> int:
     return number
 
 
-def shapes(text: str) -> str | tuple[int, ...]:
+def shapes(text: str) -> Sites | tuple[int, ...]:
     if text in SITES:
-        return text
+        return SITES[text]
     sizes = text.split(",")
     if len(sizes) != 4 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise argparse.ArgumentTypeError(
@@ -166,91 +166,10 @@ def shapes(text: str) -> str | tuple[int, ...]:
     return tuple(map(int, sizes))
 
 
-def keep_memory(parser: argparse.ArgumentParser) -> None:
-    """Start this process anew, with a C library that keeps its memory: it reads these variables once."""
-    if all(os.environ.get(name) == value for name, value in WARM_MEMORY.items()):
-        return
-    if platform.libc_ver()[0] != "glibc":
-        parser.error("--memory warm needs glibc, which this system does not have; fresh is allowed")
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **WARM_MEMORY})
-
-
-def op_tables(args: argparse.Namespace) -> Iterator[str]:
-    import torch
-
-    from pwlu_det.benchmark import ops
-    from pwlu_det.benchmark.measure import Clock, measure
-    from pwlu_det.benchmark.table import table
-
-    yield ops.LEGEND
-    if not ops.installed_peers():
-        yield f"Not installed, so not compared: {', '.join(ops.PEERS)}."
-    yield ""
-    clock = Clock(args.device)
-    for shape, num_sites in op_shapes(args.shapes).items():
-        for channels_last in LAYOUTS[args.layout]:
-            setting = ops.Setting(
-                shape, channels_last, getattr(torch, args.dtype), args.device, args.num_intervals
-            )
-            title = f"{'x'.join(map(str, shape))} {args.dtype}" + ", channels_last" * channels_last
-            if num_sites:
-                title += f", {num_sites} sites of {args.shapes}"
-            contenders = ops.op_contenders(setting, args.contenders, args.baseline)
-            yield table(title, measure(contenders, clock, args.rounds, args.seconds))
-
-
-def op_shapes(chosen: str | tuple[int, ...]) -> dict[tuple[int, ...], int]:
-    """The shapes, and how many sites have each (0: it is nobody's)."""
-    if isinstance(chosen, tuple):
-        return {chosen: 0}
-    from pwlu_det.benchmark.ops import site_shapes
-    from pwlu_det.config import load_config
-
-    config, batch, height, width = SITES[chosen]
-    return site_shapes(load_config(str(CONFIGS / config), []), batch, height, width)
-
-
-def model_tables(args: argparse.Namespace) -> Iterator[str]:
-    for package in ("detectron2", "torchvision"):
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(f"model needs {package}, which is not installed")
-    if not args.config_file and not args.network:
-        raise ValueError("model needs --config-file or --network")
-    from pwlu_det.activations.registry import get_family
-    from pwlu_det.benchmark import models, networks
-    from pwlu_det.config import load_config
-
-    activations = list(dict.fromkeys(["relu", *args.activations]))
-    for name in activations:
-        get_family(name)
-    device = ["MODEL.DEVICE", args.device]
-    configs = {path: load_config(path, [*device, *args.opts]) for path in args.config_file}
-    for path, cfg in configs.items():
-        height, width = args.image_size or (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        batch = args.batch or 2
-        contenders = [
-            models.model_contender(row, models.detector(cfg, name, batch, height, width), phase1_iters)
-            for name in activations
-            for row, phase1_iters in models.phases(name).items()
-        ]
-        yield model_table(args, Path(path).stem, (batch, height, width), contenders)
-    for network in args.network:
-        height, width = args.image_size or (224, 224)
-        size = (args.batch or 64, height, width)
-        contenders = [
-            models.model_contender(row, networks.network(network, name, *size, args.device), phase1_iters)
-            for name in [*activations, networks.AS_PUBLISHED]
-            for row, phase1_iters in models.phases(name).items()
-        ]
-        yield model_table(args, network, size, contenders)
-
-
-def model_table(args: argparse.Namespace, name: str, size: tuple[int, ...], contenders: list) -> str:
-    from pwlu_det.benchmark.measure import Clock, measure
-    from pwlu_det.benchmark.table import table
-
-    results = measure(contenders, Clock(args.device), args.rounds, args.seconds)
-    return table(f"{name}, {'x'.join(map(str, size))}", results)
+def restart_with(variables: dict[str, str]) -> None:
+    """Start this process anew where these are not in its environment: they are read once, at its start."""
+    if any(os.environ.get(name) != value for name, value in variables.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **variables})
 
 
 if __name__ == "__main__":

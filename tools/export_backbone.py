@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 
 from pwlu_det.checkpoint.export import export_backbone
-from pwlu_det.config import check_config, load_config
+from pwlu_det.config import load_config
 from pwlu_det.errors import PwluDetError
+from pwlu_det.preflight import check_config
 
 
 def main() -> None:

@@ -12,18 +12,19 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from pwlu_det.checkpoint.checkpointer import Checkpointer, find_resumable
-from pwlu_det.config import check_config, check_files, check_training, load_config
+from pwlu_det.config import load_config, on_cpu
 from pwlu_det.engine.process_watch import share_cores, watch_processes
 from pwlu_det.engine.resume import settle_seed
 from pwlu_det.engine.trainer import Trainer
 from pwlu_det.errors import PwluDetError
+from pwlu_det.preflight import check_config, check_files, check_training
 
 logger = logging.getLogger("detectron2.train_net")
 WRONG_USE, FAILED = 2, 1  # exit status, as argparse and Python have it
 
 
 def main(args, cfg, notes):
-    if cfg.MODEL.DEVICE == "cpu":
+    if on_cpu(cfg):
         share_cores(args.num_gpus)
     try:
         with watch_processes():
@@ -44,9 +45,10 @@ def set_up(args, cfg, notes):
 
 
 def train(args, cfg, notes):
-    cfg = settle_seed(cfg, find_resumable(cfg.OUTPUT_DIR).file if args.resume else "")
+    resumable = find_resumable(cfg.OUTPUT_DIR) if args.resume else None
+    cfg = settle_seed(cfg, resumable)
     set_up(args, cfg, notes)
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, resumable)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

@@ -1,4 +1,4 @@
-"""Activation modules. They need torch alone."""
+"""Activation modules, one file per family, and their registry. They need torch alone."""
 
 from pwlu_det.activations.acon import AconA, AconB, AconC, MetaAcon, Swish
 from pwlu_det.activations.apl import APL
@@ -6,11 +6,12 @@ from pwlu_det.activations.frelu import FReLU
 from pwlu_det.activations.pau import PAU, RPAU
 from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.activations.rectifiers import Maxout, Mixture, PReLU, SReLU
-from pwlu_det.activations.registry import build_activation
+from pwlu_det.activations.registry import ACTIVATIONS, build_activation, register_activation
 from pwlu_det.activations.simple import CELU, ELU, LeakyReLU, Mish, ReLU, ReLU6, RReLU, Softplus
 from pwlu_det.activations.slaf import SLAF
 
 __all__ = [
+    "ACTIVATIONS",
     "APL",
     "CELU",
     "ELU",
@@ -35,4 +36,5 @@ __all__ = [
     "Softplus",
     "Swish",
     "build_activation",
+    "register_activation",
 ]

@@ -9,10 +9,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pwlu_det import ops
+from pwlu_det.activations.registry import check_option, register_activation
 
 MODES = ("channel", "layer", "pixel")
+MAX_REDUCTION = 1024  # it is also the least number of hidden channels
 
 
+@register_activation("swish")
 class Swish(nn.Module):
     """x * sigmoid(x), or with ``trainable_beta`` x * sigmoid(beta * x) (Ramachandran et al. 2017).
 
@@ -32,6 +35,7 @@ class Swish(nn.Module):
         return ops.swish(x, self.beta)
 
 
+@register_activation("acon_a")
 class AconA(Swish):
     """x * sigmoid(beta * x) (Table 1): Swish with a trainable beta.
 
@@ -43,6 +47,7 @@ class AconA(Swish):
         super().__init__(num_channels, trainable_beta=True)
 
 
+@register_activation("acon_b")
 class AconB(nn.Module):
     """(1-p)x * sigmoid(beta (1-p)x) + px (equation 3).
 
@@ -60,6 +65,7 @@ class AconB(nn.Module):
         return ops.acon_b(x, self.p, self.beta)
 
 
+@register_activation("acon_c")
 class AconC(nn.Module):
     """(p1-p2)x * sigmoid(beta (p1-p2)x) + p2 x (equation 4).
 
@@ -79,6 +85,7 @@ class AconC(nn.Module):
         return ops.acon_c(x, self.p1, self.p2, self.beta)
 
 
+@register_activation("meta_acon")
 class MetaAcon(nn.Module):
     """ACON-C whose beta is computed from its input (section 3.1, Table 5), in one of three modes:
 
@@ -99,7 +106,7 @@ class MetaAcon(nn.Module):
         fc1, bn1, fc2, bn2: of mode channel.
 
     Raises:
-        ValueError: an argument is out of its range.
+        OptionError: an option is out of its range.
     """
 
     def __init__(
@@ -110,10 +117,9 @@ class MetaAcon(nn.Module):
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ):
         super().__init__()
-        if mode not in MODES:
-            raise ValueError(f"Meta-ACON: mode is {mode!r}; it must be one of {', '.join(MODES)}")
-        if reduction < 1:
-            raise ValueError(f"Meta-ACON: reduction is {reduction}; it must be at least 1")
+        check_option("Meta-ACON", "mode", mode, mode in MODES, f"one of {', '.join(MODES)}")
+        fits = 1 <= reduction <= MAX_REDUCTION
+        check_option("Meta-ACON", "reduction", reduction, fits, f"at least 1 and at most {MAX_REDUCTION}")
         self.mode = mode
         self.p1 = nn.Parameter(torch.randn(num_channels))
         self.p2 = nn.Parameter(torch.randn(num_channels))

@@ -6,8 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from pwlu_det import ops
+from pwlu_det.activations.registry import check_option, register_activation
+
+MAX_HINGES = 32
+"""The kernels hold 64 parameters of a channel."""
 
 
+@register_activation("apl")
 class APL(nn.Module):
     """max(0, x) + sum over s = 1 ... S of a_s * max(0, b_s - x).
 
@@ -23,13 +28,13 @@ class APL(nn.Module):
         offsets: b, ``[S, C]``, from a normal distribution of mean 0 and standard deviation 0.5.
 
     Raises:
-        ValueError: ``num_hinges`` is less than 1.
+        OptionError: ``num_hinges`` is out of its range.
     """
 
     def __init__(self, num_channels: int, num_hinges: int = 3):
         super().__init__()
-        if num_hinges < 1:
-            raise ValueError(f"APL: num_hinges is {num_hinges}; it must be at least 1")
+        fits = 1 <= num_hinges <= MAX_HINGES
+        check_option("APL", "num_hinges", num_hinges, fits, f"at least 1 and at most {MAX_HINGES}")
         self.slopes = nn.Parameter((torch.rand(num_hinges, num_channels) - 0.5) / num_hinges)
         self.offsets = nn.Parameter(torch.randn(num_hinges, num_channels) * 0.5)
 

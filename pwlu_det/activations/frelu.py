@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pwlu_det import ops
+from pwlu_det.activations.registry import register_activation
 
 
+@register_activation("frelu")
 class FReLU(nn.Module):
     """max(x, BN(DepthwiseConv3x3(x))): padding 1, stride 1, a convolution with bias.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pwlu_det import ops
+from pwlu_det.activations.registry import check_option, register_activation
 
 STARTS: dict[str, tuple[list[float], list[float]]] = {
     "leaky_relu": (
@@ -20,6 +21,7 @@ STARTS: dict[str, tuple[list[float], list[float]]] = {
 """a_0 ... a_5 and b_1 ... b_4 of the paper's Table 6: least-squares fits on [-3, 3], within 0.03 there."""
 
 
+@register_activation("pau")
 class PAU(nn.Module):
     """P(x) / Q(x), P = sum of a_j x^j, j = 0 ... 5, and Q = 1 + sum of |b_k x^k|, k = 1 ... 4 (equation 2).
 
@@ -33,13 +35,12 @@ class PAU(nn.Module):
         denominator: b, ``[1, 4]``, channel-wise ``[C, 4]``. Only its magnitude counts.
 
     Raises:
-        ValueError: an unknown ``start``.
+        OptionError: an unknown ``start``.
     """
 
     def __init__(self, num_channels: int, channel_wise: bool = False, start: str = "leaky_relu"):
         super().__init__()
-        if start not in STARTS:
-            raise ValueError(f"PAU: start is {start!r}; it must be one of {', '.join(STARTS)}")
+        check_option("PAU", "start", start, start in STARTS, f"one of {', '.join(STARTS)}")
         numerator, denominator = STARTS[start]
         size = num_channels if channel_wise else 1
         self.numerator = nn.Parameter(torch.tensor(numerator).repeat(size, 1))
@@ -50,6 +51,7 @@ class PAU(nn.Module):
         return ops.pau(x, self.numerator, self.denominator)
 
 
+@register_activation("rpau")
 class RPAU(PAU):
     """PAU that in training draws each coefficient c anew for each element, from U((1-alpha)c, (1+alpha)c).
 
@@ -59,15 +61,14 @@ class RPAU(PAU):
         alpha: half the relative width of the draws, in [0, 1].
 
     Raises:
-        ValueError: an unknown ``start``, or ``alpha`` is out of its range.
+        OptionError: an unknown ``start``, or ``alpha`` is out of its range.
     """
 
     def __init__(
         self, num_channels: int, channel_wise: bool = False, start: str = "leaky_relu", alpha: float = 0.01
     ):
         super().__init__(num_channels, channel_wise, start)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"RPAU: alpha is {alpha}; it must be in [0, 1]")
+        check_option("RPAU", "alpha", alpha, 0 <= alpha <= 1, "in [0, 1]")
         self.alpha = alpha
 
     def forward(self, x: Tensor) -> Tensor:

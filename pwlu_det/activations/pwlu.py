@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pwlu_det import ops
+from pwlu_det.activations.registry import check_option, register_activation
 
 COLLECTING = 1
 """Phase I: the site computes ReLU and collects statistics of its input; its parameters are held."""
@@ -31,6 +32,7 @@ class Moments:
     """``[P]``, the sum of squared deviations from the mean"""
 
 
+@register_activation("pwlu")
 class PWLU(nn.Module):
     r"""Piecewise Linear Unit (equation 1), with N intervals of equal length between B_L and B_R.
 
@@ -55,7 +57,7 @@ class PWLU(nn.Module):
             processes and hand to :meth:`update_statistics`; else each training forward does it at once.
 
     Raises:
-        ValueError: an argument is out of its range.
+        OptionError: an argument is out of its range.
     """
 
     MIN_REALIGNED_WIDTH = 1e-2
@@ -71,11 +73,14 @@ class PWLU(nn.Module):
         num_sigma: float = 3.0,
     ):
         super().__init__()
-        _check_range("num_channels", num_channels, num_channels >= 1, "at least 1")
-        _check_range("num_intervals", num_intervals, num_intervals >= 1, "at least 1")
-        _check_range("init_bound", init_bound, 0 < init_bound < float("inf"), "positive")
-        _check_range("stat_momentum", stat_momentum, 0 <= stat_momentum < 1, "in [0, 1)")
-        _check_range("num_sigma", num_sigma, 0 < num_sigma < float("inf"), "positive")
+        for option, value, fits, allowed in (
+            ("num_channels", num_channels, num_channels >= 1, "at least 1"),
+            ("num_intervals", num_intervals, 1 <= num_intervals <= 1024, "at least 1 and at most 1024"),
+            ("init_bound", init_bound, 0 < init_bound <= 1e6, "positive and at most 1e6"),
+            ("stat_momentum", stat_momentum, 0 <= stat_momentum < 1, "in [0, 1)"),
+            ("num_sigma", num_sigma, 0 < num_sigma <= 1e6, "positive and at most 1e6"),
+        ):
+            check_option("PWLU", option, value, fits, allowed)
         self.num_channels = num_channels
         self.num_intervals = num_intervals
         self.channel_wise = channel_wise
@@ -191,8 +196,3 @@ class PWLU(nn.Module):
         if found and "phase" not in found:
             self._set_phase(LEARNING)  # parameters by themselves are learned ones
         self.refresh_phase()
-
-
-def _check_range(name: str, value: float, fits: bool, allowed: str) -> None:
-    if not fits:
-        raise ValueError(f"PWLU: {name} is {value}; it must be {allowed}")

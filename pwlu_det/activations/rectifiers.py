@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from pwlu_det import ops
+from pwlu_det.activations.registry import register_activation
 
 
+@register_activation("prelu")
 class PReLU(nn.Module):
     """max(x, 0) + p * min(x, 0) (He et al. 2015).
 
@@ -24,6 +26,7 @@ class PReLU(nn.Module):
         return ops.prelu(x, self.slope)
 
 
+@register_activation("srelu")
 class SReLU(nn.Module):
     """S-shaped ReLU: x between two thresholds, lines of other slopes beyond them (Jin et al. 2016).
 
@@ -43,6 +46,7 @@ class SReLU(nn.Module):
         return ops.srelu(x, self.left, self.left_slope, self.right, self.right_slope)
 
 
+@register_activation("mixture")
 class Mixture(nn.Module):
     """w_1 * x + w_2 * ReLU(x) (Manessi and Rozza 2018, with identity and ReLU as the functions mixed).
 
@@ -62,12 +66,15 @@ class Mixture(nn.Module):
         return ops.mixture(x, self.identity_share, self.relu_share)
 
 
+@register_activation("maxout")
 class Maxout(nn.Module):
     """The larger of two linear functions (Goodfellow et al. 2013, k = 2): ``[B, 2C, *]`` to ``[B, C, *]``.
 
     The functions are the first and the second half of the channels of what feeds it, which must have twice
     the output's: so it cannot take the place of another activation in a network that is there.
     """
+
+    keeps_channels = False
 
     def __init__(self, num_channels: int):
         super().__init__()

@@ -1,144 +1,111 @@
-"""The registry of activations, and the factory that makes one from its name or from a config."""
+"""The registry of activations: each name that users write, and its class."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import nn
 
-from pwlu_det.activations.acon import AconA, AconB, AconC, MetaAcon, Swish
-from pwlu_det.activations.apl import APL
-from pwlu_det.activations.frelu import FReLU
-from pwlu_det.activations.pau import PAU, RPAU
-from pwlu_det.activations.pwlu import PWLU
-from pwlu_det.activations.rectifiers import Maxout, Mixture, PReLU, SReLU
-from pwlu_det.activations.simple import CELU, ELU, LeakyReLU, Mish, ReLU, ReLU6, RReLU, Softplus
-from pwlu_det.activations.slaf import SLAF
+from pwlu_det.errors import PwluDetError
 
-STAGES = ("stem", "res2", "res3", "res4", "res5", "top")
-POSITIONS = ("act1", "act2", "act3")
+ACTIVATIONS: dict[str, type[nn.Module]] = {}
+"""All registered classes by name, in the order of their registration."""
 
-LEARNING_KEYS = ("REALIGN", "PHASE1_ITERS", "PHASE1_EPOCHS")
-"""Keys of a family's config node that say how it is trained; all others, in lower case, are what the
-constructor takes."""
+T = TypeVar("T", bound=type[nn.Module])
 
 
-@dataclass(frozen=True)
-class Family:
-    """One activation: how a site is made, and where its authors put it."""
-
-    module: type[nn.Module]
-    """called with the number of channels and the family's options"""
-    stages: tuple[str, ...] = STAGES
-    positions: tuple[str, ...] = POSITIONS
-    positions_of_basic_blocks: tuple[str, ...] = POSITIONS
-    has_norm: bool = False
-    """takes an option ``norm`` that makes the norm of a number of channels"""
-    unfit: str = ""
-    """why it cannot take the place of a ReLU, where that is so"""
+class UnknownActivationError(PwluDetError):
+    """There is no activation of that name; the message lists all."""
 
 
-ACTIVATIONS: dict[str, Family] = {
-    "relu": Family(ReLU),
-    "relu6": Family(ReLU6),
-    "leaky_relu": Family(LeakyReLU),
-    "rrelu": Family(RReLU),
-    "elu": Family(ELU),
-    "celu": Family(CELU),
-    "mish": Family(Mish),
-    "softplus": Family(Softplus),
-    "swish": Family(Swish),
-    "prelu": Family(PReLU),
-    "srelu": Family(SReLU),
-    "mixture": Family(Mixture),
-    "maxout": Family(Maxout, unfit="it needs twice the channels that a block's convolutions give"),
-    # Not after the addition: x^2 of a sum that no norm holds overflows within a few blocks.
-    "slaf": Family(SLAF, positions=("act1", "act2"), positions_of_basic_blocks=("act1",)),
-    "apl": Family(APL),
-    "pau": Family(PAU),
-    "rpau": Family(RPAU),
-    "acon_a": Family(AconA),
-    "acon_b": Family(AconB),
-    "acon_c": Family(AconC),
-    # After the 3x3 convolution. A basic block has two of them: after the first is our reading.
-    "meta_acon": Family(MetaAcon, STAGES[1:5], ("act2",), ("act1",), has_norm=True),
-    "frelu": Family(FReLU, STAGES[1:4], has_norm=True),
-    "pwlu": Family(PWLU),
-}
+class OptionError(PwluDetError):
+    """An option of an activation is out of its range."""
+
+    def __init__(self, activation: str, option: str, value: Any, allowed: str):
+        super().__init__(activation, option, value, allowed)
+        self.activation, self.option, self.value, self.allowed = activation, option, value, allowed
+
+    def __str__(self) -> str:
+        return f"{self.activation}: {self.option} is {self.value!r}; it must be {self.allowed}"
 
 
-def get_family(name: str) -> Family:
-    """Look up an activation by its name in YAML.
+def check_option(activation: str, option: str, value: Any, fits: bool, allowed: str) -> None:
+    """Raise :class:`OptionError` unless the value fits."""
+    if not fits:
+        raise OptionError(activation, option, value, allowed)
+
+
+def register_activation(name: str) -> Callable[[T], T]:
+    """Class decorator that makes an activation available under a name, in Python and in YAML.
+
+    The class is an ``nn.Module`` that maps ``[B, C, *]`` to the same shape, dtype and layout, out of place.
+    Its constructor takes ``num_channels`` and then options, each with a default. In a config they are the
+    keys of the node ``MODEL.ACTIVATION.<NAME>``, in upper case. An option called ``norm`` is a function that
+    makes the norm for a number of channels; a config gives it the norm of the backbone.
+
+    Parameters of the module itself are optimized as pointwise parameters (``MODEL.ACTIVATION.LR_FACTOR`` and
+    ``WEIGHT_DECAY``), those of its submodules as those of the backbone. None may be called ``weight``.
 
     Raises:
-        ValueError: there is none of that name; the message lists all.
+        ValueError: the name is taken, or the constructor is not of that form.
+    """
+
+    def register(cls: T) -> T:
+        if name in ACTIVATIONS:
+            raise ValueError(f"register_activation: the name '{name}' is already that of {ACTIVATIONS[name]}")
+        first, *options = inspect.signature(cls).parameters.values()
+        if first.name != "num_channels" or any(o.default is o.empty for o in options):
+            raise ValueError(
+                f"register_activation('{name}'): the constructor of {cls.__name__} must take num_channels, "
+                "and then options that all have defaults"
+            )
+        ACTIVATIONS[name] = cls
+        return cls
+
+    return register
+
+
+def get_activation(name: str) -> type[nn.Module]:
+    """The class that is registered under a name.
+
+    Raises:
+        UnknownActivationError: there is none.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(
-            f"MODEL.ACTIVATION.NAME: unknown activation '{name}'; known are {', '.join(sorted(ACTIVATIONS))}"
+        raise UnknownActivationError(
+            f"unknown activation '{name}'; known are {', '.join(sorted(ACTIVATIONS))}"
         )
     return ACTIVATIONS[name]
 
 
-def get_family_for_resnet(name: str) -> Family:
-    """:func:`get_family` of what can take the place of a ReLU.
-
-    Raises:
-        ValueError: an unknown activation, or one that cannot; the message says why.
-    """
-    family = get_family(name)
-    if family.unfit:
-        raise ValueError(f"MODEL.ACTIVATION.NAME: '{name}' cannot replace a ResNet's ReLUs: {family.unfit}")
-    return family
+def default_options(name: str) -> dict[str, Any]:
+    """The options of an activation but for ``norm``, with their defaults."""
+    _, *options = inspect.signature(get_activation(name)).parameters.values()
+    return {option.name: option.default for option in options if option.name != "norm"}
 
 
-def build_activation(cfg_or_name, num_channels: int) -> nn.Module:
-    """Build one activation for ``[B, num_channels, *]``.
+def keeps_channels(name: str) -> bool:
+    """Whether the output of an activation has the channels of its input, as all but Maxout's has."""
+    return getattr(get_activation(name), "keeps_channels", True)
+
+
+def takes_norm(name: str) -> bool:
+    """Whether an activation has an option ``norm``."""
+    return "norm" in inspect.signature(get_activation(name)).parameters
+
+
+def build_activation(name: str, num_channels: int, **options: Any) -> nn.Module:
+    """Build one activation for ``[B, num_channels, *]``, by default with its authors' options.
 
     Args:
-        cfg_or_name: a name such as ``"pwlu"``, which takes the family's defaults (a PWLU is then an ordinary
-            module, in phase II; a norm is ``nn.BatchNorm2d``), or a config with ``MODEL.ACTIVATION``, whose
-            node of the family gives the options; with ``REALIGN`` a PWLU then starts in phase I, and a norm
-            is that of ``MODEL.RESNETS.NORM``.
-        num_channels: of the result (of the input, too, but for ``"maxout"``, which halves them).
+        name: a registered name such as ``"pwlu"``.
+        num_channels: of the output; also of the input, but for ``"maxout"``, which halves them.
+        options: what the constructor takes.
 
     Raises:
-        ValueError: an unknown name, or an option out of its range.
+        UnknownActivationError: there is no activation of that name.
+        OptionError: an option is out of its range.
     """
-    if isinstance(cfg_or_name, str):
-        return get_family(cfg_or_name).module(num_channels)
-    node = cfg_or_name.MODEL.ACTIVATION
-    family = get_family(node.NAME)
-    options = node.get(node.NAME.upper(), {})
-    arguments = {key.lower(): value for key, value in options.items() if key not in LEARNING_KEYS}
-    if family.has_norm:
-        arguments["norm"] = lambda channels: _build_norm(cfg_or_name.MODEL.RESNETS.NORM, channels)
-    activation = family.module(num_channels, **arguments)
-    if options.get("REALIGN", False):
-        activation.begin_collecting()
-    return activation
-
-
-def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What the activations of a model learn pointwise, frozen parameters included.
-
-    Convolutions and norms inside of F-ReLU and Meta-ACON are not among them.
-    """
-    return [p for activation in _activations(model) for p in activation.parameters(recurse=False)]
-
-
-def convolution_biases(model: nn.Module) -> list[nn.Parameter]:
-    """The biases of the convolutions inside of activations, which their authors do not decay."""
-    inner = (module for activation in _activations(model) for module in activation.children())
-    return [module.bias for module in inner if isinstance(module, nn.Conv2d)]
-
-
-def _activations(model: nn.Module) -> list[nn.Module]:
-    families = tuple(family.module for family in ACTIVATIONS.values())
-    return [module for module in model.modules() if isinstance(module, families)]
-
-
-def _build_norm(name: str, num_channels: int) -> nn.Module:
-    from detectron2.layers import get_norm  # a config is detectron2's, names alone work without it
-
-    return get_norm(name, num_channels) or nn.Identity()
+    return get_activation(name)(num_channels, **options)

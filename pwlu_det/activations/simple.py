@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pwlu_det.activations.registry import register_activation
+
 
 class _Fixed:
     def __init__(self, num_channels: int):
@@ -17,21 +19,25 @@ class _Fixed:
             return super().forward(x)
 
 
+@register_activation("relu")
 class ReLU(nn.ReLU):
     """max(x, 0)."""
 
-    def __init__(self, num_channels: int, inplace: bool = False):
-        super().__init__(inplace=inplace)
+    def __init__(self, num_channels: int):
+        super().__init__()
 
 
+@register_activation("relu6")
 class ReLU6(_Fixed, nn.ReLU6):
     """min(max(x, 0), 6)."""
 
 
+@register_activation("leaky_relu")
 class LeakyReLU(_Fixed, nn.LeakyReLU):
     """max(x, 0) + 0.01 min(x, 0) (Maas et al. 2013)."""
 
 
+@register_activation("rrelu")
 class RReLU(_Fixed, nn.RReLU):
     """max(x, 0) + a min(x, 0) (Xu et al. 2015).
 
@@ -47,17 +53,21 @@ class RReLU(_Fixed, nn.RReLU):
         return torch.where(x > 0, x, slope * x)
 
 
+@register_activation("elu")
 class ELU(_Fixed, nn.ELU):
     """x where x > 0, else exp(x) - 1 (Clevert et al. 2016, alpha = 1)."""
 
 
+@register_activation("celu")
 class CELU(_Fixed, nn.CELU):
     """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)) (Barron 2017), which for its alpha = 1 is ELU."""
 
 
+@register_activation("mish")
 class Mish(_Fixed, nn.Mish):
     """x tanh(softplus(x)) (Misra 2019)."""
 
 
+@register_activation("softplus")
 class Softplus(_Fixed, nn.Softplus):
     """log(1 + exp(x)) (Dugas et al. 2000); torch takes x itself above 20."""

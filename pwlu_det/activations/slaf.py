@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from pwlu_det import ops
+from pwlu_det.activations.registry import register_activation
 
 
+@register_activation("slaf")
 class SLAF(nn.Module):
     """A polynomial, sum over j < 4 of a_j * x^j, for each channel.
 

@@ -4,6 +4,7 @@ from pwlu_det.backbone.build import (
     build_act_resnet_backbone,
     build_act_resnet_fpn_backbone,
     build_act_retinanet_resnet_fpn_backbone,
+    build_activation,
 )
 from pwlu_det.backbone.convert import convert_activations
 
@@ -11,5 +12,6 @@ __all__ = [
     "build_act_resnet_backbone",
     "build_act_resnet_fpn_backbone",
     "build_act_retinanet_resnet_fpn_backbone",
+    "build_activation",
     "convert_activations",
 ]

@@ -1,14 +1,19 @@
-"""The registered backbone builders: detectron2's own, then a change of activations."""
+"""The registered backbone builders: detectron2's own, whose activations are then converted."""
 
 from __future__ import annotations
 
-from detectron2.layers import ShapeSpec
+from functools import partial
+
+from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone, build_retinanet_resnet_fpn_backbone
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
+from torch import nn
 
-from pwlu_det.activations.registry import build_activation, get_family_for_resnet
+from pwlu_det.activations import registry
 from pwlu_det.backbone.convert import convert_activations
+from pwlu_det.backbone.placement import get_placement
+from pwlu_det.config import activation_options
 
 
 @BACKBONE_REGISTRY.register()
@@ -29,15 +34,45 @@ def build_act_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Back
     return _convert(build_retinanet_resnet_fpn_backbone(cfg, input_shape), cfg)
 
 
+def build_activation(cfg_or_name, num_channels: int) -> nn.Module:
+    """Build one activation for ``[B, num_channels, *]``.
+
+    Args:
+        cfg_or_name: a name such as ``"pwlu"``, for :func:`pwlu_det.activations.build_activation` (a PWLU is
+            then an ordinary module, in phase II), or a config. Of a config, ``MODEL.ACTIVATION`` gives the
+            name and the options, and ``MODEL.RESNETS.NORM`` the norms inside of the activation; a PWLU with
+            ``REALIGN`` starts in phase I.
+        num_channels: of the output; also of the input, but for ``"maxout"``, which halves them.
+
+    Raises:
+        PwluDetError: an unknown name, or an option out of its range.
+    """
+    if isinstance(cfg_or_name, str):
+        return registry.build_activation(cfg_or_name, num_channels)
+    node = cfg_or_name.MODEL.ACTIVATION
+    options = activation_options(cfg_or_name)
+    if registry.takes_norm(node.NAME):
+        options["norm"] = partial(_build_norm, cfg_or_name.MODEL.RESNETS.NORM)
+    activation = registry.build_activation(node.NAME, num_channels, **options)
+    if node.NAME == "pwlu" and node.PWLU.REALIGN:
+        activation.begin_collecting()
+    return activation
+
+
+def _build_norm(name: str, num_channels: int) -> nn.Module:
+    return get_norm(name, num_channels) or nn.Identity()
+
+
 def _convert(backbone: Backbone, cfg) -> Backbone:
     node = cfg.MODEL.ACTIVATION
-    family = get_family_for_resnet(node.NAME)
+    placement = get_placement(node.NAME)
     basic = cfg.MODEL.RESNETS.DEPTH in (18, 34)
+    positions = placement.positions_of_basic_blocks if basic else placement.positions
     return convert_activations(
         backbone,
-        build=lambda num_channels: build_activation(cfg, num_channels),
-        stages=node.STAGES or family.stages,
-        positions=node.POSITIONS or (family.positions_of_basic_blocks if basic else family.positions),
+        build=partial(build_activation, cfg),
+        stages=node.STAGES or placement.stages,
+        positions=node.POSITIONS or positions,
         num_frozen=cfg.MODEL.BACKBONE.FREEZE_AT,
         convert_frozen=node.CONVERT_FROZEN,
     )

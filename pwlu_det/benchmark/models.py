@@ -16,9 +16,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from pwlu_det.benchmark.measure import Clock, Contender
-from pwlu_det.config import check_config
+from pwlu_det.engine.optimizer import build_optimizer
 from pwlu_det.engine.phases import TwoPhaseHook, trainable_sites
-from pwlu_det.engine.trainer import build_optimizer
+from pwlu_det.preflight import check_config
 
 NUM_OBJECTS = 7
 """Objects in an image; COCO has 7.3 on average."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from pwlu_det.activations.frelu import FReLU
 from pwlu_det.activations.pwlu import PWLU
-from pwlu_det.activations.registry import ACTIVATIONS
+from pwlu_det.activations.registry import ACTIVATIONS, build_activation, keeps_channels
 from pwlu_det.benchmark.measure import Clock, Contender, Run
 from pwlu_det.ops import reference
 
@@ -61,10 +60,8 @@ def builders(setting: Setting) -> dict[str, Callable[[int], nn.Module]]:
         "torch.silu": lambda num_channels: nn.SiLU(),
         "torch.prelu": lambda num_channels: nn.PReLU(num_channels).to(setting.dtype),
     }
-    for name, family in ACTIVATIONS.items():
-        if family.unfit:  # to stand where ReLU does
-            continue
-        table[name] = partial(family.module, num_intervals=n) if family.module is PWLU else family.module
+    for name in filter(keeps_channels, ACTIVATIONS):
+        table[name] = partial(build_activation, name, **({"num_intervals": n} if name == "pwlu" else {}))
     table["pwlu:fallback"] = partial(_PWLUBy, _Fallback.apply, num_intervals=n)
     table["pwlu:plain-torch"] = partial(_PWLUBy, plain_pwlu, num_intervals=n)
     table["pwlu:compile"] = partial(_compiled_pwlu, num_intervals=n)
@@ -210,22 +207,3 @@ def _compiled_pwlu(num_channels: int, num_intervals: int) -> nn.Module:
     # All shapes share one function, and the compiler gives up on a function after a few of them.
     torch.compiler.reset()
     return _PWLUBy(torch.compile(plain_pwlu, dynamic=False), num_channels, num_intervals)
-
-
-def site_shapes(cfg, batch: int, height: int, width: int) -> Counter[tuple[int, ...]]:
-    """The input shapes of a backbone's activations, and how many sites have each.
-
-    Args:
-        cfg: a config with a converted backbone, whose activation is relu.
-        batch: number of images, ``height`` x ``width`` pixels each.
-    """
-    from detectron2.modeling import build_backbone
-
-    shapes: Counter[tuple[int, ...]] = Counter()
-    with torch.device("meta"), torch.no_grad():
-        backbone = build_backbone(cfg).eval()
-        for module in backbone.modules():
-            if isinstance(module, nn.ReLU):
-                module.register_forward_pre_hook(lambda _, inputs: shapes.update([tuple(inputs[0].shape)]))
-        backbone(torch.empty(batch, 3, height, width))
-    return shapes

@@ -5,11 +5,13 @@ from __future__ import annotations
 import glob
 import logging
 import os
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from torch import nn
 
 from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
 from pwlu_det.checkpoint.reader import read_checkpoint
@@ -18,8 +20,29 @@ from pwlu_det.errors import CheckpointError, PwluDetError
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 
+@dataclass
+class Resumable:
+    """The checkpoint that a run is resumed from."""
+
+    file: str = ""
+    """its path, or "" where there is none"""
+    damages: dict[str, str] = field(default_factory=dict)
+    """newer files, and what is wrong with them"""
+    content: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """what :func:`read_checkpoint` has read; :meth:`take` gives it away"""
+
+    def take(self) -> dict[str, Any]:
+        """The content, which is not kept: it is as large as the model and the optimizer's state."""
+        content, self.content = self.content, {}
+        return content or read_checkpoint(self.file)
+
+
 class Checkpointer(DetectionCheckpointer):
     """detectron2's checkpointer, which writes whole files only, and reads them by :func:`read_checkpoint`.
+
+    Args:
+        model, save_dir, checkpointables: as detectron2's.
+        resumable: what :func:`find_resumable` has found in ``save_dir``, where that was done already.
 
     Attributes:
         incompatible: missing, unexpected and wrongly shaped keys of the last loading.
@@ -27,6 +50,13 @@ class Checkpointer(DetectionCheckpointer):
 
     incompatible = None
     _resumes = False
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", resumable: Resumable | None = None, **checkpointables: Any
+    ):
+        super().__init__(model, save_dir, **checkpointables)
+        if resumable is not None:
+            self.resumable = resumable
 
     def save(self, name: str, **extra: Any) -> None:
         """Write ``name``.pth so that whatever happens meanwhile, a file of that name is a whole one."""
@@ -43,21 +73,9 @@ class Checkpointer(DetectionCheckpointer):
             f.write(last_filename_basename.encode())
 
     @cached_property
-    def resumable(self) -> str:
-        """The file to resume from, as it was at the first look: see :func:`find_resumable`.
-
-        Raises:
-            CheckpointError: all are damaged, or the processes do not see the same files.
-        """
-        file, damages = find_resumable(self.save_dir)
-        for damaged, why in damages.items():
-            logger.warning(f"{damaged} cannot be resumed ({why}): taking {file} in its place")
-        if any(other != file for other in comm.all_gather(file)):
-            raise CheckpointError(
-                f"OUTPUT_DIR {self.save_dir}: the processes do not see the same checkpoints there. To "
-                "resume, all machines need it on a file system that they share."
-            )
-        return file
+    def resumable(self) -> Resumable:
+        """The checkpoint to resume from, as :func:`find_resumable` finds it at the first look."""
+        return find_resumable(self.save_dir)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As detectron2's, but a damaged checkpoint is passed over, and one to resume has to fit the model.
@@ -65,8 +83,12 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: it does not fit, or there is none to take.
         """
-        self._resumes = resume and bool(self.resumable)
-        return self.load(self.resumable) if self._resumes else self.load(path, checkpointables=[])
+        self._resumes = resume and bool(self.resumable.file)
+        if not self._resumes:
+            return self.load(path, checkpointables=[])
+        for damaged, why in self.resumable.damages.items():
+            logger.warning(f"{damaged} cannot be resumed ({why}): taking {self.resumable.file} in its place")
+        return self.load(self.resumable.file)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As detectron2's, which also takes URLs and ``?matching_heuristics=True``.
@@ -87,56 +109,58 @@ class Checkpointer(DetectionCheckpointer):
         return super()._load_file(filename)  # by _torch_load
 
     def _torch_load(self, filename: str) -> dict[str, Any]:
-        return read_checkpoint(filename)
+        resumed = self._resumes and filename == self.resumable.file
+        return self.resumable.take() if resumed else read_checkpoint(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]):
         self.incompatible = super()._load_model(checkpoint)
         unfit = [key for keys in self.incompatible for key in keys]
         if self._resumes and unfit:
             raise CheckpointError(
-                f"--resume: {self.resumable} is not of this model: {len(unfit)} tensors are missing, of "
+                f"--resume: {self.resumable.file} is not of this model: {len(unfit)} tensors are missing, of "
                 f"another shape or too many, the first is {unfit[0]}"
             )
         return self.incompatible
-
-
-class Resumable(NamedTuple):
-    file: str
-    """the checkpoint, or "" where there is none"""
-    damages: dict[str, str]
-    """newer files, and what is wrong with them"""
 
 
 def find_resumable(folder: str) -> Resumable:
     """The checkpoint that ``folder/last_checkpoint`` names or, where that is damaged, the newest whole one.
 
     Raises:
-        CheckpointError: there are some, but none is whole.
+        CheckpointError: there are some, but none is whole, or the processes do not see the same files.
     """
+    found = _find_resumable(folder)
+    if any(other != found.file for other in comm.all_gather(found.file)):
+        raise CheckpointError(
+            f"OUTPUT_DIR {folder}: the processes do not see the same checkpoints there. To resume, all "
+            "machines need it on a file system that they share."
+        )
+    return found
+
+
+def _find_resumable(folder: str) -> Resumable:
     tag = os.path.join(folder, "last_checkpoint")
     if not os.path.isfile(tag):
-        return Resumable("", {})
+        return Resumable()
     with open(tag, encoding="utf-8", errors="replace") as f:
         last = os.path.join(folder, f.read().strip())
     others = glob.glob(os.path.join(glob.escape(folder), "*.pth"))
     others = sorted((o for o in others if o != last), key=os.path.getmtime, reverse=True)
     damages = {}
     for file in (last, *others):
-        why = _find_damage(file)
-        if not why:
-            return Resumable(file, damages)
-        damages[file] = why
+        try:
+            return Resumable(file, damages, _read_resumable(file))
+        except CheckpointError as error:
+            damages[file] = str(error)
     listed = "".join(f"\n  {file}: {why}" for file, why in damages.items())
     raise CheckpointError(
         f"--resume: OUTPUT_DIR {folder} has no whole checkpoint; without it the run starts anew.{listed}"
     )
 
 
-def _find_damage(file: str) -> str:
-    """Why a run cannot be resumed from a file, or ""."""
-    try:
-        state = read_checkpoint(file)
-    except CheckpointError as error:
-        return str(error)
-    lacking = {"model", "trainer", "iteration"} - set(state)
-    return f"it is of no training: it has no {' and no '.join(sorted(lacking))}" if lacking else ""
+def _read_resumable(file: str) -> dict[str, Any]:
+    content = read_checkpoint(file)
+    lacking = {"model", "trainer", "iteration"} - set(content)
+    if lacking:
+        raise CheckpointError(f"it is not from a training: it has no {' and no '.join(sorted(lacking))}")
+    return content

@@ -7,6 +7,8 @@ import time
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
 
+from pwlu_det.config import on_cpu
+
 
 def build_step_trainer(cfg, model, data_loader, optimizer) -> SimpleTrainer:
     """What takes the steps of a training: in float32, or with autocast as ``SOLVER.AMP`` says.
@@ -15,7 +17,7 @@ def build_step_trainer(cfg, model, data_loader, optimizer) -> SimpleTrainer:
     """
     if not cfg.SOLVER.AMP.ENABLED:
         return SimpleTrainer(model, data_loader, optimizer)
-    if cfg.MODEL.DEVICE == "cpu":
+    if on_cpu(cfg):
         return CPUAutocastTrainer(model, data_loader, optimizer)
     dtype = getattr(torch, cfg.SOLVER.AMP.DTYPE)
     scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from pwlu_det.activations.pwlu import PWLU, Moments
+from pwlu_det.config import phase1_iters
+from pwlu_det.engine.optimizer import hide_while_stepping
 
 # Below detectron2's name, so that its set-up of handlers and log files serves this logger too.
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -35,8 +37,7 @@ class TwoPhaseHook(HookBase):
     def __init__(self, phase1_iters: int):
         self.phase1_iters = phase1_iters
         self._sites: list[PWLU] = []
-        self._handles: list = []
-        self._whole_groups: list[list[nn.Parameter]] = []
+        self._undo: list[Callable[[], None]] = []
 
     def before_train(self) -> None:
         model = self.trainer.model
@@ -49,10 +50,9 @@ class TwoPhaseHook(HookBase):
             f"PWLU: {collecting} of {len(self._sites)} trainable sites collect statistics, "
             f"up to iteration {self.phase1_iters}"
         )
-        self._handles = [
-            model.register_forward_hook(lambda *_: self._pool_statistics()),
-            self.trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: self._hold_back(optimizer)),
-            self.trainer.optimizer.register_step_post_hook(lambda optimizer, *_: self._give_back(optimizer)),
+        self._undo = [
+            model.register_forward_hook(lambda *_: self._pool_statistics()).remove,
+            hide_while_stepping(self.trainer.optimizer, self._frozen_parameters),
         ]
 
     def before_step(self) -> None:
@@ -65,9 +65,8 @@ class TwoPhaseHook(HookBase):
             logger.info(_describe(collecting, self.trainer.iter))
 
     def after_train(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._give_back(self.trainer.optimizer)  # a step that raised has not
+        for undo in self._undo:
+            undo()
         for site in self._sites:
             site.defers_update = False
 
@@ -82,21 +81,34 @@ class TwoPhaseHook(HookBase):
             site.update_statistics(*_unpack(sums))
             site.batch_moments = None
 
-    def _hold_back(self, optimizer: torch.optim.Optimizer) -> None:
-        held = {p for site in self._sites if site.collecting for p in site.parameters()}
-        if not held or self._whole_groups:  # detectron2's clipping steps once more from within
-            return
-        for parameter in held:
+    def _frozen_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the sites that are in phase I, which are left without a gradient."""
+        frozen = [p for site in self._sites if site.collecting for p in site.parameters()]
+        for parameter in frozen:
             parameter.grad = None
-        # Clipping by value fails for a parameter without a gradient, so it must not find them at all.
-        self._whole_groups = [group["params"] for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if p not in held]
+        return frozen
 
-    def _give_back(self, optimizer: torch.optim.Optimizer) -> None:
-        for group, parameters in zip(optimizer.param_groups, self._whole_groups):
-            group["params"] = parameters
-        self._whole_groups = []
+
+def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
+    """The hook for ``trainer.register_hooks``, made of ``trainer.cfg`` and ``trainer.data_loader``.
+
+    None where the activation is not PWLU.
+
+    Raises:
+        ConfigError: phase I would last as long as the training.
+    """
+    if cfg.MODEL.ACTIVATION.NAME != "pwlu":
+        return None
+    iters = phase1_iters(cfg)
+    return TwoPhaseHook(phase1_iters(cfg, _count_images(data_loader)) if iters is None else iters)
+
+
+def _count_images(data_loader) -> int:
+    """Number of training images, after detectron2 has dropped those without annotations."""
+    # A detectron2 loader wraps batching over sampling over the data set, each in an attribute `dataset`.
+    while hasattr(data_loader, "dataset"):
+        data_loader = data_loader.dataset
+    return len(data_loader)
 
 
 def trainable_sites(model: nn.Module) -> list[PWLU]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import yaml
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import PreciseBN
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pwlu_det.checkpoint.reader import read_checkpoint
+from pwlu_det.checkpoint.checkpointer import Resumable
 from pwlu_det.engine.random_state import seed_all
 from pwlu_det.errors import CheckpointError
 
@@ -62,15 +63,27 @@ class ExactResume(HookBase):
         _restore_normalizer(_without_ddp(self.trainer.model), state["loss_normalizers"])
 
 
-def warn_of_changes(checkpoint: str, cfg) -> None:
+class ResumablePreciseBN(PreciseBN):
+    """PreciseBN whose data go on where they were when the run was interrupted."""
+
+    def __init__(self, period: int, model: nn.Module, data_loader, num_iter: int):
+        super().__init__(period, model, data_loader, num_iter)
+        self.period, self.sampler, self.num_iter = period, data_loader.batch_sampler, num_iter
+
+    def before_train(self) -> None:
+        if self.period > 0:
+            self.sampler.first_batch = self.trainer.start_iter // self.period * self.num_iter
+
+
+def warn_of_changes(resumable: Resumable, cfg) -> None:
     """Log what matters to training and differs between ``cfg`` and the config of the run to be resumed."""
-    saved = _saved_config(checkpoint)
+    saved, file = _saved_config(resumable), resumable.file
     if saved is None:
-        logger.warning(f"{checkpoint} is of another trainer, whose seed is not known: its data start over.")
+        logger.warning(f"{file} is of another trainer, whose seed is not known: its data start over.")
         return
     changes = describe_changes(saved, yaml.safe_load(cfg.dump()))
     if changes:
-        logger.warning(f"{checkpoint} was made with another config. Now changed:\n  " + "\n  ".join(changes))
+        logger.warning(f"{file} was made with another config. Now changed:\n  " + "\n  ".join(changes))
 
 
 def describe_changes(old: dict, new: dict) -> list[str]:
@@ -82,16 +95,16 @@ def describe_changes(old: dict, new: dict) -> list[str]:
     return [f"{key}: {a!r} -> {b!r}" for key, (a, b) in pairs.items() if a != b]
 
 
-def settle_seed(cfg, resumed: str = ""):
-    """Replace a ``SEED`` that leaves the choice (negative) by the resumed run's, or by one for all processes.
+def settle_seed(cfg, resumable: Resumable | None = None):
+    """A config whose ``SEED``, where it is negative, is the resumed run's, or a random one for all processes.
 
     Args:
-        cfg: a config; it is left as it is.
-        resumed: the checkpoint that is to be resumed, if any.
+        cfg: a config; it is not changed.
+        resumable: the checkpoint that is to be resumed, if any.
     """
     if cfg.SEED >= 0:
         return cfg
-    saved = _saved_config(resumed) if resumed else None
+    saved = _saved_config(resumable) if resumable and resumable.file else None
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = saved["SEED"] if saved else comm.shared_random_seed()
@@ -99,13 +112,12 @@ def settle_seed(cfg, resumed: str = ""):
     return cfg
 
 
-def _saved_config(checkpoint: str) -> dict | None:
-    trainer = read_checkpoint(checkpoint)["trainer"]
+def _saved_config(resumable: Resumable) -> dict | None:
     try:
-        state = trainer.get("hooks", {}).get(ExactResume.__qualname__)
+        state = resumable.content["trainer"].get("hooks", {}).get(ExactResume.__qualname__)
         return dict(yaml.safe_load(state["config"])) if state else None
     except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{checkpoint} has no trainer's state of a training: {error}") from error
+        raise CheckpointError(f"{resumable.file} has no trainer's state of a training: {error}") from error
 
 
 def _flatten(node: dict, prefix: str = "") -> dict[str, Any]:

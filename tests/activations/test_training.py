@@ -23,8 +23,9 @@ from torch import nn
 
 from pwlu_det.activations.registry import ACTIVATIONS
 from pwlu_det.checkpoint.checkpointer import Checkpointer
-from pwlu_det.config import check_config, check_training, load_config
+from pwlu_det.config import load_config
 from pwlu_det.engine.trainer import Trainer
+from pwlu_det.preflight import check_config, check_training
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/quickstart/retinanet_R_18_FPN_digits_relu.yaml"
 NAMES = [name for name, family in ACTIVATIONS.items() if not family.unfit]

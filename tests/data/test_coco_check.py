@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_util
 
-from pwlu_det import ConfigError
+from pwlu_det import DatasetError
 from pwlu_det.data.coco_check import Use, check_coco
 from pwlu_det.data.mask_check import _decode, find_mask_fault
 
@@ -81,6 +81,6 @@ FAULTS = {
 def test_faults_are_named(case, tmp_path):
     training, mask_format, changes, message = FAULTS[case]
     file = write(tmp_path, **changes)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(DatasetError) as error:
         check_coco(file, str(tmp_path), Use(training, mask_format))
     assert message in str(error.value) and str(error.value).startswith(file)

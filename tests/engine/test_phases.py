@@ -10,6 +10,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 from toy import Batches, Toy, images, parameters, same, sgd, train
 
+from pwlu_det import ConfigError, build_phase_hook
 from pwlu_det.checkpoint.checkpointer import Checkpointer
 
 
@@ -248,3 +249,34 @@ def test_statistics_of_uneven_batches_are_those_of_the_global_one(tmp_path):
     train(single, 4, 5, optimizer=torch.optim.SGD(single.parameters(), lr=0.0))
     for key, value in single.state_dict().items():
         torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-6)
+
+
+# --- T' from a config ----------------------------------------------------------------------
+
+
+class Loader:
+    """Nested as detectron2 nests its loaders."""
+
+    def __init__(self, num_images):
+        self.dataset = nn.Module()
+        self.dataset.dataset = list(range(num_images))
+
+
+def test_phase_1_in_epochs_is_rounded_down_to_iterations(cfg):
+    cfg.MODEL.ACTIVATION.NAME = "pwlu"
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 16, 270000
+    assert build_phase_hook(cfg, Loader(117266)).phase1_iters == 36645  # COCO train2017
+    cfg.MODEL.ACTIVATION.PWLU.PHASE1_ITERS = 7
+    assert build_phase_hook(cfg, Loader(117266)).phase1_iters == 7
+    cfg.MODEL.ACTIVATION.PWLU.REALIGN = False
+    assert build_phase_hook(cfg, Loader(117266)).phase1_iters == 0
+    cfg.MODEL.ACTIVATION.NAME = "relu"
+    assert build_phase_hook(cfg, Loader(117266)) is None
+
+
+def test_phase_1_must_end_before_the_training(cfg):
+    cfg.MODEL.ACTIVATION.NAME = "pwlu"
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 10, 50
+    with pytest.raises(ConfigError, match=r"PHASE1_EPOCHS: .* 50 iterations.*less than SOLVER.MAX_ITER = 50"):
+        build_phase_hook(cfg, Loader(100))
+    assert build_phase_hook(cfg, Loader(99)).phase1_iters == 49

@@ -9,9 +9,9 @@ import torch
 from detectron2.engine import HookBase
 from kill_and_resume import differences, load_final
 
-from pwlu_det import PWLU, ConfigError, Trainer
+from pwlu_det import PWLU, CheckpointError, Trainer
 from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
-from pwlu_det.checkpoint.checkpointer import Checkpointer, find_resumable
+from pwlu_det.checkpoint.checkpointer import Checkpointer, Resumable, find_resumable
 from pwlu_det.config import load_config
 from pwlu_det.engine.resume import describe_changes, settle_seed
 
@@ -91,12 +91,12 @@ def test_a_run_without_a_seed_goes_on_with_its_own(tmp_path):
     assert cfg.SEED >= 0
     train(cfg)
     folder = cut(tmp_path / "whole", tmp_path / "cut", 2)
-    checkpoint = find_resumable(str(folder)).file
-    resumed = settle_seed(make_cfg(folder, "SEED", -1), checkpoint)
+    resumable = find_resumable(str(folder))
+    assert settle_seed(make_cfg(folder, "SEED", 3), resumable).SEED == 3
+    resumed = settle_seed(make_cfg(folder, "SEED", -1), resumable)
     assert resumed.SEED == cfg.SEED
     train(resumed, resume=True)
     assert differences(load_final(tmp_path / "whole"), load_final(folder)) == []
-    assert settle_seed(make_cfg(folder, "SEED", 3), checkpoint).SEED == 3
 
 
 class Watch(HookBase):
@@ -147,7 +147,7 @@ def test_what_has_changed_is_said(tmp_path, caplog):
     assert "NUM_WORKERS" not in caplog.text and "OUTPUT_DIR" not in caplog.text
 
     folder = cut(tmp_path / "whole", tmp_path / "other", 2)
-    with pytest.raises(ConfigError, match=r"--resume: .*model_0000002.pth is not of this model: \d+ tensors"):
+    with pytest.raises(CheckpointError, match=r"--resume: .*model_0000002.pth is not of this model: \d+"):
         train(make_cfg(folder, activation="prelu"), resume=True)
     assert "MODEL.ACTIVATION.NAME: 'pwlu' -> 'prelu'" in caplog.text
 
@@ -201,19 +201,21 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_taken(tmp_path, damage, caplog):
     last, before = write_run(tmp_path)
-    assert find_resumable(str(tmp_path)) == (str(last), {})
+    assert find_resumable(str(tmp_path)) == Resumable(str(last))
     damage(last)
+    model = torch.nn.ParameterDict({"w": torch.zeros(1000)})
     with caplog.at_level("WARNING"):
-        assert Checkpointer(torch.nn.Linear(1, 1), str(tmp_path)).resumable == before
+        Checkpointer(model, str(tmp_path)).resume_or_load("", resume=True)
+    assert torch.equal(model["w"], torch.load(before)["model"]["w"])
     assert f"{last} cannot be resumed (" in caplog.text and f"taking {before}" in caplog.text
 
 
 def test_where_no_checkpoint_is_whole_that_is_an_error(tmp_path):
-    assert find_resumable(str(tmp_path)) == ("", {})
+    assert find_resumable(str(tmp_path)) == Resumable()
     write_run(tmp_path)
     for file in tmp_path.glob("*.pth"):
         truncate(file)
-    with pytest.raises(ConfigError, match=r"has no whole checkpoint(.|\n)*model_0000014.pth: ") as error:
+    with pytest.raises(CheckpointError, match=r"has no whole checkpoint(.|\n)*model_0000014.pth: ") as error:
         find_resumable(str(tmp_path))
     assert str(error.value).count("\n") == 3
 

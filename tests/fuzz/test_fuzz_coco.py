@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from pwlu_det import ConfigError
+from pwlu_det import DatasetError
 from pwlu_det.data.coco_check import Use, check_coco
 from pwlu_det.data.mapper import Mapper
 
@@ -130,7 +130,7 @@ def try_file(target: str, content: str, folder, use: Use) -> None:
     path = folder / "it.json"
     path.write_text(content, encoding="utf-8", errors="surrogatepass")
     summary = attempt(target, lambda: check_coco(str(path), str(folder), use))
-    if isinstance(summary, ConfigError):
+    if isinstance(summary, DatasetError):
         assert str(path) in str(summary)
         return
     with warnings.catch_warnings():
@@ -140,7 +140,7 @@ def try_file(target: str, content: str, folder, use: Use) -> None:
             image["file_name"] != "broken.png" and (image["height"], image["width"]) == (HEIGHT, WIDTH)
             for image in json.loads(content)["images"]
         )
-        attempt(f"{target}, used", lambda: use_it(path, folder, use), NeverRaised if whole else ConfigError)
+        attempt(f"{target}, used", lambda: use_it(path, folder, use), NeverRaised if whole else DatasetError)
 
 
 class NeverRaised(Exception):

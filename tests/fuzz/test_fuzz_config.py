@@ -1,4 +1,4 @@
-"""Configs: whatever a file or the command line says, it makes a model or is refused by one ConfigError."""
+"""Configs: whatever a file or the command line says, it makes a model or is refused by one error of ours."""
 
 import pytest
 import torch
@@ -8,9 +8,10 @@ from fuzzing import attempt, fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pwlu_det import ConfigError, add_pwlu_config, build_activation, check_config
+from pwlu_det import PwluDetError, add_pwlu_config, build_activation, check_config
 from pwlu_det.activations.registry import ACTIVATIONS
-from pwlu_det.config import check_files, check_training, load_config
+from pwlu_det.config import load_config
+from pwlu_det.preflight import check_files, check_training
 
 
 def keys(node, prefix: str = ""):
@@ -154,7 +155,7 @@ def test_our_keys_make_an_activation_or_an_error(folder, name, settings, in_a_fi
     path.write_text(yaml.safe_dump(nested(settings) if in_a_file else {}))
     overrides = [] if in_a_file else [part for pair in settings.items() for part in (pair[0], repr(pair[1]))]
     cfg = attempt("config: our keys", lambda: prepare(path, overrides))
-    if not isinstance(cfg, ConfigError):
+    if not isinstance(cfg, PwluDetError):
         y = build_activation(cfg, 8)(torch.linspace(-4, 4, 256).reshape(2, 8, 4, 4))
         assert y.isfinite().all()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-from pwlu_det import ConfigError
+from pwlu_det import PwluDetError
 
 LONG = os.environ.get("PWLU_DET_FUZZ") == "long"
 REFUSED, WORKED = "refused", "worked"
@@ -34,7 +34,7 @@ def fuzz(short: int, long: int) -> settings:
     )
 
 
-def attempt(target: str, call: Callable[[], Any], documented: type[Exception] = ConfigError) -> Any:
+def attempt(target: str, call: Callable[[], Any], documented: type[Exception] = PwluDetError) -> Any:
     """Count a call as refused, with one error of the documented kind, or as having worked.
 
     Gives what it returns, or the error. Any other exception fails the test.

@@ -15,9 +15,9 @@ from torchvision.models import mobilenet_v3_small, resnet18
 
 from pwlu_det.activations.frelu import FReLU
 from pwlu_det.activations.pwlu import PWLU
-from pwlu_det.activations.registry import ACTIVATIONS
+from pwlu_det.activations.registry import ACTIVATIONS, keeps_channels
 from pwlu_det.benchmark import measure as measuring
-from pwlu_det.benchmark import models, networks, ops
+from pwlu_det.benchmark import models, networks, ops, suites
 from pwlu_det.benchmark.measure import Clock, Contender, measure, peak_memory
 from pwlu_det.benchmark.table import table
 
@@ -31,10 +31,8 @@ QUICK = ("--rounds", "2", "--seconds", "0")
 def benchmark(monkeypatch):
     """Run the tool in this process, which then counts as one with warm memory."""
     module = runpy.run_path(TOOL)
-    for name, value in module["WARM_MEMORY"].items():
+    for name, value in {**module["WARM_MEMORY"], **module["QUIET"]}.items():
         monkeypatch.setenv(name, value)
-    for name in ("KINETO_LOG_LEVEL", "TORCH_CPP_LOG_LEVEL"):  # the tool sets them: undone afterwards
-        monkeypatch.setenv(name, "6")
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", [TOOL, *map(str, arguments)])
@@ -85,7 +83,7 @@ def test_op_has_every_activation_and_consistent_ratios(benchmark, capsys, tmp_pa
     assert names[0] == "torch.relu" and len(set(names)) == len(names)
     written = {"pwlu:fallback", "pwlu:plain-torch", "pwlu:compile", "torch.silu", "torch.prelu"}
     written |= {"frelu:plain-torch", "frelu:conv"}
-    registered = {name for name, family in ACTIVATIONS.items() if not family.unfit}
+    registered = set(filter(keeps_channels, ACTIVATIONS))
     assert set(names) == {"torch.relu", *written, *registered, *ops.installed_peers()}
     check_ratios(rows, ("forward", "forward + backward", "backward"))
     # The output, and then the gradient of the input as well: half a MiB each.
@@ -232,7 +230,7 @@ def test_other_ways_to_compute_pwlu_are_pwlu(function):
 
 def test_sites_of_r50_fpn():
     """Counted by hand from the architecture: 1 + 3 * (3 + 4 + 6 + 3) and the one between P6 and P7."""
-    sites = runpy.run_path(TOOL)["op_shapes"]("coco")
+    sites = suites.op_shapes(runpy.run_path(TOOL)["SITES"]["coco"])
     expected = {(64, 400, 672): 1, (64, 200, 336): 6, (256, 200, 336): 3, (256, 13, 21): 1}
     expected |= {(128, 200, 336): 1, (128, 100, 168): 7, (512, 100, 168): 4, (256, 100, 168): 1}
     expected |= {(256, 50, 84): 11, (1024, 50, 84): 6, (512, 50, 84): 1, (512, 25, 42): 5, (2048, 25, 42): 3}
@@ -261,17 +259,29 @@ def test_converted_networks():
     assert mobile.eval()(x).shape == (2, 1000)
 
 
-def test_warm_memory_is_asked_for_before_torch_is_loaded(monkeypatch):
+class Restarted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("memory", ["warm", "fresh"])
+def test_the_process_starts_anew_with_the_memory_that_is_asked_for(monkeypatch, memory):
     module = runpy.run_path(TOOL)
     for name in module["WARM_MEMORY"]:
         monkeypatch.delenv(name, raising=False)
     calls = []
-    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
-    monkeypatch.setattr(sys, "argv", [TOOL, "op"])
-    module["keep_memory"](module["build_parser"]())
+
+    def execve(*call):
+        calls.append(call)
+        raise Restarted
+
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(sys, "argv", [TOOL, "op", "--memory", memory])
+    with pytest.raises(Restarted):
+        module["main"]()
     ((program, arguments, environment),) = calls
-    assert (program, arguments) == (sys.executable, [sys.executable, TOOL, "op"])
-    assert module["WARM_MEMORY"].items() <= environment.items()
+    assert (program, arguments) == (sys.executable, [sys.executable, TOOL, "op", "--memory", memory])
+    assert module["QUIET"].items() <= environment.items()
+    assert (module["WARM_MEMORY"].items() <= environment.items()) == (memory == "warm")
 
 
 MISUSES = {

@@ -15,8 +15,9 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils.events import EventStorage
 
 from pwlu_det import ConfigError, build_optimizer
-from pwlu_det.activations.registry import get_family
-from pwlu_det.config import check_config, check_training, load_config
+from pwlu_det.activations.registry import get_activation
+from pwlu_det.config import load_config
+from pwlu_det.preflight import check_config, check_training
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ACTIVATIONS = ("relu", "swish", "pwlu", "frelu", "prelu", "apl", "pau", "acon_c", "meta_acon")
@@ -68,7 +69,7 @@ def test_config_takes_a_step(path):
     name = cfg.MODEL.ACTIVATION.NAME
     assert path.stem.endswith(f"_{name}")
     model = build(cfg).train()
-    sites = [m for m in model.backbone.bottom_up.modules() if isinstance(m, get_family(name).module)]
+    sites = [m for m in model.backbone.bottom_up.modules() if isinstance(m, get_activation(name))]
     # R-50 has 16 blocks, 13 of them before res5, with three places each, and one place in the stem.
     assert len(sites) == {"frelu": 39, "meta_acon": 16}.get(name, 49)
     optimizer = build_optimizer(cfg, model)

@@ -11,7 +11,7 @@ import coco
 import pytest
 from detectron2.data import Metadata, MetadataCatalog
 
-from pwlu_det import ConfigError
+from pwlu_det import DatasetError
 from pwlu_det.data.mapper import Mapper
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,7 +190,7 @@ def test_too_few_classes(monkeypatch, capsys):
 
 def test_a_broken_image_is_named(cfg, tmp_path):
     (tmp_path / "broken é.jpg").write_bytes(b"no image")
-    with pytest.raises(ConfigError, match=r"image .*broken é\.jpg cannot be used: cannot identify"):
+    with pytest.raises(DatasetError, match=r"image .*broken é\.jpg cannot be used: cannot identify"):
         Mapper(cfg, is_train=True)({"file_name": str(tmp_path / "broken é.jpg"), "height": 3, "width": 3})
 
 

@@ -1,9 +1,12 @@
+"""Which parameters are optimized in which group, and which are hidden from a step."""
+
 import pytest
 import torch
 from detectors import build, set_detector
 from torch import nn
 
-from pwlu_det import PWLU, ConfigError, build_optimizer, build_phase_hook
+from pwlu_det import PWLU, build_activation, build_optimizer
+from pwlu_det.engine.optimizer import activation_parameters, convolution_biases, hide_while_stepping
 
 
 def groups_by_parameter(model, optimizer):
@@ -44,34 +47,6 @@ def test_frozen_activations_are_not_optimised(cfg):
     assert any("res3.0.act1" in key for key in optimised)
 
 
-class Loader:
-    """Nested as detectron2 nests its loaders."""
-
-    def __init__(self, num_images):
-        self.dataset = nn.Module()
-        self.dataset.dataset = list(range(num_images))
-
-
-def test_phase_1_in_epochs_is_rounded_down_to_iterations(cfg):
-    cfg.MODEL.ACTIVATION.NAME = "pwlu"
-    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 16, 270000
-    assert build_phase_hook(cfg, Loader(117266)).phase1_iters == 36645  # COCO train2017
-    cfg.MODEL.ACTIVATION.PWLU.PHASE1_ITERS = 7
-    assert build_phase_hook(cfg, Loader(117266)).phase1_iters == 7
-    cfg.MODEL.ACTIVATION.PWLU.REALIGN = False
-    assert build_phase_hook(cfg, Loader(117266)).phase1_iters == 0
-    cfg.MODEL.ACTIVATION.NAME = "relu"
-    assert build_phase_hook(cfg, Loader(117266)) is None
-
-
-def test_phase_1_must_end_before_the_training(cfg):
-    cfg.MODEL.ACTIVATION.NAME = "pwlu"
-    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 10, 50
-    with pytest.raises(ConfigError, match=r"PHASE1_EPOCHS: .* 50 iterations.*less than SOLVER.MAX_ITER = 50"):
-        build_phase_hook(cfg, Loader(100))
-    assert build_phase_hook(cfg, Loader(99)).phase1_iters == 49
-
-
 def test_gradient_clipping_is_kept(cfg):
     set_detector(cfg, "retinanet")
     cfg.MODEL.ACTIVATION.NAME = "prelu"
@@ -86,3 +61,46 @@ def test_gradient_clipping_is_kept(cfg):
         parameter.grad = torch.full_like(parameter, 5.0)
     optimizer.step()
     torch.testing.assert_close(slope.detach(), before - cfg.SOLVER.BASE_LR * 0.1)
+
+
+def test_activation_parameters_are_those_of_the_activations_alone(cfg):
+    activations = [build_activation("pwlu", 3), build_activation("prelu", 3), build_activation("relu", 3)]
+    activations[1].requires_grad_(False)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), *activations, nn.BatchNorm2d(3))
+    expected = [p for activation in activations for p in activation.parameters()]
+    found = activation_parameters(model)
+    assert len(expected) == 6
+    assert [id(p) for p in found] == [id(p) for p in expected]
+    assert convolution_biases(model) == []
+
+
+def test_convolutions_inside_of_activations_are_not_pointwise():
+    meta_acon, frelu = build_activation("meta_acon", 3), build_activation("frelu", 3)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), meta_acon, frelu)
+    assert {id(p) for p in activation_parameters(model)} == {id(meta_acon.p1), id(meta_acon.p2)}
+    biases = [meta_acon.fc1.bias, meta_acon.fc2.bias, frelu.conv.bias]
+    assert [id(p) for p in convolution_biases(model)] == [id(p) for p in biases]
+
+
+def test_hidden_parameters_come_back_in_order_even_after_a_step_that_raised():
+    """Two that hide, as a phase hook does over an optimizer that clips by value."""
+    a, b, c = (nn.Parameter(torch.ones(1)) for _ in range(3))
+    optimizer = torch.optim.SGD([a, b, c], lr=1.0, weight_decay=1.0)
+    undo = [hide_while_stepping(optimizer, lambda: [b]), hide_while_stepping(optimizer, lambda: [c])]
+    for parameter in (a, b, c):
+        parameter.grad = torch.ones(1)
+    optimizer.step()
+    assert [float(p) for p in (a, b, c)] == [-1, 1, 1]
+    undo[0]()
+    optimizer.step()
+    assert (float(b), float(c)) == (-1, 1)
+
+    def fail():
+        raise RuntimeError("on the way")
+
+    with pytest.raises(RuntimeError, match="on the way"):
+        optimizer.step(fail)
+    assert optimizer.param_groups[0]["params"] == [a, b]
+    undo[1]()
+    assert optimizer.param_groups[0]["params"] == [a, b, c]
+    assert set(optimizer.state) <= {a, b}

@@ -1,0 +1,118 @@
+"""Parameter groups for what activations learn, and parameters that are hidden from an optimizer's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from detectron2.solver import build_optimizer as build_stock_optimizer
+from detectron2.solver.build import reduce_param_groups
+from torch import nn
+from torch.optim import Optimizer
+
+from pwlu_det.activations import ACTIVATIONS
+
+
+def build_optimizer(cfg, model: nn.Module) -> Optimizer:
+    """detectron2's optimizer, with a parameter group of its own for what activations learn pointwise.
+
+    That group has the learning rate ``SOLVER.BASE_LR * MODEL.ACTIVATION.LR_FACTOR`` and the weight decay
+    ``MODEL.ACTIVATION.WEIGHT_DECAY``. The convolutions and norms inside of F-ReLU and Meta-ACON are optimized
+    like all others, except that the biases of these convolutions are not decayed, as in their authors' code.
+    """
+    optimizer = build_stock_optimizer(cfg, model)
+    own = {
+        "params": [p for p in activation_parameters(model) if p.requires_grad],
+        "lr": cfg.SOLVER.BASE_LR * cfg.MODEL.ACTIVATION.LR_FACTOR,
+        "weight_decay": cfg.MODEL.ACTIVATION.WEIGHT_DECAY,
+    }
+    biases = {"params": [p for p in convolution_biases(model) if p.requires_grad], "weight_decay": 0.0}
+    if own["params"] or biases["params"]:
+        groups = reduce_param_groups([*optimizer.param_groups, own, biases])
+        optimizer.param_groups.clear()
+        for group in groups:
+            optimizer.add_param_group(group)
+    if cfg.SOLVER.CLIP_GRADIENTS.ENABLED and cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "value":
+        # Clipping by value fails for parameters without a gradient, such as FPN levels that no head uses.
+        hide_while_stepping(optimizer, lambda: [p for p in _parameters(optimizer) if p.grad is None])
+    return optimizer
+
+
+def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What the activations of a model learn pointwise, frozen parameters included.
+
+    Convolutions and norms inside of F-ReLU and Meta-ACON are not among them.
+    """
+    return [p for activation in _activations(model) for p in activation.parameters(recurse=False)]
+
+
+def convolution_biases(model: nn.Module) -> list[nn.Parameter]:
+    """The biases of the convolutions inside of activations, which their authors do not decay."""
+    inner = (module for activation in _activations(model) for module in activation.children())
+    return [m.bias for m in inner if isinstance(m, nn.Conv2d) and m.bias is not None]
+
+
+def hide_while_stepping(
+    optimizer: Optimizer, find: Callable[[], Iterable[nn.Parameter]]
+) -> Callable[[], None]:
+    """Take the parameters that ``find()`` gives out of the optimizer's groups during each of its steps.
+
+    Neither gradient clipping, weight decay nor momentum touches them then.
+
+    Returns:
+        A function that undoes this.
+    """
+    # One object per optimizer: two that each took parameters out would put them back in a wrong order.
+    if not hasattr(optimizer, "hidden_parameters"):
+        optimizer.hidden_parameters = _HiddenParameters(optimizer)
+    optimizer.hidden_parameters.finders.append(find)
+
+    def undo() -> None:
+        optimizer.hidden_parameters.finders.remove(find)
+        optimizer.hidden_parameters.put_back()  # after a step that raised
+        if not optimizer.hidden_parameters.finders:
+            optimizer.hidden_parameters.remove()
+            del optimizer.hidden_parameters
+
+    return undo
+
+
+class _HiddenParameters:
+    """What several callers hide from one optimizer."""
+
+    def __init__(self, optimizer: Optimizer):
+        self.finders: list[Callable[[], Iterable[nn.Parameter]]] = []
+        self._optimizer = optimizer
+        self._whole_groups: list[list[nn.Parameter]] = []
+        cls = type(optimizer)
+        if not getattr(cls.step, "hooked", False):  # as in the classes that detectron2 makes for clipping
+            cls.step = Optimizer.profile_hook_step(cls.step)
+            cls.step.hooked = True
+        self._handles = (
+            optimizer.register_step_pre_hook(lambda *_: self.take_out()),
+            optimizer.register_step_post_hook(lambda *_: self.put_back()),
+        )
+
+    def take_out(self) -> None:
+        if self._whole_groups:  # the step of the base class, which the clipping one calls
+            return
+        hidden = {p for find in self.finders for p in find()}
+        self._whole_groups = [group["params"] for group in self._optimizer.param_groups]
+        for group in self._optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if p not in hidden]
+
+    def put_back(self) -> None:
+        for group, parameters in zip(self._optimizer.param_groups, self._whole_groups):
+            group["params"] = parameters
+        self._whole_groups = []
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _activations(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, tuple(ACTIVATIONS.values()))]
