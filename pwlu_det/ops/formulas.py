@@ -1,8 +1,9 @@
 """The pointwise activations: for each its op, its formula in plain torch, and the derivatives of that.
 
-The formulas are what every kernel is held against, and what runs where there is none. How they are given their
-arguments, and what the functions of this module take, is said in :func:`pwlu_det.ops.pointwise.pointwise`. The functions
-raise ValueError where a shape does not fit, or ``x`` is not float32, float64, float16 or bfloat16.
+The formulas are what every kernel is tested against, and what runs where there is none.
+:func:`pwlu_det.ops.pointwise.pointwise` describes what they are called with, and what the public
+functions of this module take. The functions raise ValueError where a shape does not fit, or a dtype is
+not float32, float64, float16 or bfloat16.
 """
 
 from __future__ import annotations

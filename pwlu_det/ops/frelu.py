@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pwlu_det.ops.library import compute_dtype, define, only_needed, output_mask
+from pwlu_det.ops.library import compute_dtype, define, needed_outputs, only_needed
 
 _X = {"x": "B C H W"}
 _SAVED = {**_X, "conv": "x", "mean": "C", "var": "C"}
@@ -212,7 +212,7 @@ def _save_frelu(ctx, inputs, output):
 def _frelu_autograd(ctx, grad, *_nones):
     if grad is None:
         return (None,) * 6
-    gradients = torch.ops.pwlu_det.frelu_backward(grad, *ctx.saved_tensors, ctx.eps, output_mask(ctx))
+    gradients = torch.ops.pwlu_det.frelu_backward(grad, *ctx.saved_tensors, ctx.eps, needed_outputs(ctx))
     return only_needed(ctx, gradients)
 
 
@@ -222,7 +222,7 @@ def _save_inference(ctx, inputs, output):
 
 
 def _inference_autograd(ctx, grad):
-    gradients = torch.ops.pwlu_det.frelu_inference_backward(grad, *ctx.saved_tensors, output_mask(ctx))
+    gradients = torch.ops.pwlu_det.frelu_inference_backward(grad, *ctx.saved_tensors, needed_outputs(ctx))
     return only_needed(ctx, gradients)
 
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pwlu_det.ops.library import only_needed, output_mask
+from pwlu_det.ops.library import needed_outputs, only_needed
 
 
 def frelu_sync(
@@ -54,7 +54,7 @@ class _SyncFrelu(torch.autograd.Function):
         dist.all_reduce(pooled, group=ctx.group)
         means = (pooled / count).to(sums.dtype)
         grads = torch.ops.pwlu_det.frelu_convolve_backward(
-            grad, *saved, weight, bias, *norm, means, output_mask(ctx)
+            grad, *saved, weight, bias, *norm, means, needed_outputs(ctx)
         )
         of_norm = (value.to(parameter.dtype) for value, parameter in zip(sums, norm))
         return only_needed(ctx, [*grads, *of_norm])

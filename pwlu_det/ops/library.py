@@ -1,11 +1,10 @@
-"""How the ops are declared: their schema, their checks, their fake kernel and their plain-torch implementation.
+"""Declares the ops: schema, checks of the arguments, fake kernel and implementation in plain torch.
 
-Kernels plug in under the same names by dispatch key; ``csrc/checks.h`` makes the checks of this file for them.
+Compiled kernels are registered under the same names; ``csrc/checks.h`` makes the same checks for them.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -27,20 +26,18 @@ def define(
 
     Args:
         arguments: the shape of each argument, as :func:`check_arguments` takes them.
-        results: for each result the argument that it is like, or its shape, in the dtype that is computed in.
-        output_mask: give a backward op a last argument ``bool[2] output_mask``: whether the gradient of ``x``, which
-            is the first result, and whether those of the parameters are asked for. An empty tensor of shape
-            ``[0]`` is returned in place of the others, for which the implementation returns None.
+        results: the argument that each result is like, or its shape (in the dtype that is computed in).
+        output_mask: give a backward op a last argument ``bool[2] output_mask``: whether the gradient of ``x``
+            (the first result) and those of the parameters are asked for. In place of the others the op
+            returns empty tensors of shape ``[0]``, and the implementation None.
     """
     qualified = f"pwlu_det::{name}"
-    types = {"float": "float", "int64": "Tensor"}
-    schema = [f"{types.get(shape, 'Tensor')} {label}" for label, shape in arguments.items()]
+    schema = [f"{'float' if shape == 'float' else 'Tensor'} {label}" for label, shape in arguments.items()]
     if output_mask:
         schema.append("bool[2] output_mask")
     torch.library.define(qualified, f"({', '.join(schema)}) -> ({', '.join(['Tensor'] * len(results))})")
 
     def register(plain: Callable) -> Callable:
-        @functools.wraps(plain)
         def checked(*values):
             check_arguments(name, arguments, values)
             outputs = plain(*values)
@@ -52,7 +49,6 @@ def define(
                 for result, output in zip(results, outputs)
             )
 
-        @functools.wraps(plain)
         def fake(*values):
             sizes = check_arguments(name, arguments, values)
             tensors = dict(zip(arguments, values))
@@ -79,7 +75,7 @@ def _empty(result: str, tensors: Mapping[str, Tensor], sizes: Mapping[str, int])
     return tensors["x"].new_empty(shape, dtype=compute_dtype(tensors["x"].dtype))
 
 
-def output_mask(ctx) -> tuple[bool, bool]:
+def needed_outputs(ctx) -> tuple[bool, bool]:
     """Whether autograd needs the gradient of ``x``, the first argument, and any of the others."""
     return ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
 
@@ -98,15 +94,15 @@ def check_arguments(op: str, shapes: Mapping[str, str], values: Sequence) -> dic
     """Check what an op is called with; returns what the letters in the shapes stand for.
 
     Args:
-        shapes: for each argument its shape. That of ``x`` is "B C *" or "B C H W"; "x" is a tensor of the shape
-            and dtype of ``x``. Others are lists of sizes: C, the channels of ``x``; P, which is C or 1 (one function
-            for the layer); S, 1 or more; N+1, 2 or more; or figures. "float" is a number, "int64" a scalar tensor
-            on the CPU.
+        shapes: the shape of each argument. That of ``x`` is "B C *" or "B C H W", and "x" is a tensor of the
+            shape and dtype of ``x``. Others are lists of sizes: C, the channels of ``x``; P, which is C or 1
+            (one function for the layer); S, 1 or more; N+1, 2 or more; or figures. "float" is a number,
+            "int64" a scalar tensor on the CPU.
         values: the arguments, in that order.
 
     Raises:
-        ValueError: a tensor is not of that shape, of another dtype than those of ``DTYPES``, not on the device of ``x`` or
-            not strided; or a number is not finite, or negative.
+        ValueError: a tensor has another shape, or a dtype that is not in ``DTYPES``, is not on the device of
+            ``x``, or is not strided; or a number is negative or not finite.
     """
     named = dict(zip(shapes, values))
     x = named.pop("x")

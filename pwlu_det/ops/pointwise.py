@@ -1,8 +1,8 @@
-"""Pointwise activations with parameters as ops: what makes them of the formulas in :mod:`formulas`.
+"""Makes ops of the pointwise activations in :mod:`pwlu_det.ops.formulas`.
 
 For each there is ``pwlu_det::{name}`` with the arguments ``x`` and the parameters, and
-``pwlu_det::{name}_backward`` with ``grad`` before these, which gives the gradients of ``x`` and of all
-parameters in one pass. Kernels plug in under the same names by dispatch key.
+``pwlu_det::{name}_backward`` with ``grad`` before these and ``output_mask`` behind them, which computes the
+gradients of ``x`` and of all parameters in one pass.
 
 ``x`` is ``[B, C, *]`` in float32, float64, float16 or bfloat16. The result has its dtype and memory layout;
 arithmetic and sums are in float32 (float64 for float64), whatever the dtype of the parameters.
@@ -16,20 +16,21 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pwlu_det.ops.library import compute_dtype, define, only_needed, output_mask
+from pwlu_det.ops.library import compute_dtype, define, needed_outputs, only_needed
 
 TABLE: dict[str, dict[str, str]] = {}
-"""Each op and the shapes of its parameters, as :func:`pwlu_det.ops.library.check_arguments` takes them. Of two
+"""The shapes of each op's parameters, as :func:`pwlu_det.ops.library.check_arguments` takes them. Of two
 dimensions one is C or P, and the other numbers the coefficients of a channel."""
 
 
 def pointwise(**shapes: str) -> Callable[[Callable], Callable]:
-    """Make an op, and the public function that calls it, of a formula; ``shapes`` are those of its parameters.
+    """Turn a formula into a public function that calls an op of that name.
 
-    The formula gets ``x`` and the parameters in one dtype. A parameter broadcasts against ``x``; one that holds
-    several coefficients for each channel is a sequence of such tensors. The function that this returns takes them
-    as they are, and has an attribute ``formula``, and a decorator ``partials`` for a generator of the derivatives by
-    ``x`` and by each parameter (for several coefficients again a sequence), which completes the op.
+    ``shapes`` are those of the parameters. The formula is called with ``x`` and the parameters in one dtype.
+    Each parameter broadcasts against ``x``; one that holds several coefficients for each channel is a sequence
+    of such tensors. The function takes the tensors as they are. Its attribute ``formula`` is the formula, and
+    its attribute ``partials`` decorates a generator of the derivatives with respect to ``x`` and to each
+    parameter (a sequence, for several coefficients), which completes the op.
     """
 
     def decorate(formula: Callable) -> Callable:
@@ -70,7 +71,7 @@ def _define(name: str, formula: Callable, partials: Callable) -> None:
 
     def differentiate(ctx, grad):
         op = getattr(torch.ops.pwlu_det, f"{name}_backward")
-        return only_needed(ctx, op(grad, *ctx.saved_tensors, output_mask(ctx)))
+        return only_needed(ctx, op(grad, *ctx.saved_tensors, needed_outputs(ctx)))
 
     torch.library.register_autograd(f"pwlu_det::{name}", differentiate, setup_context=save_inputs)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pwlu_det.ops import reference
-from pwlu_det.ops.library import define, only_needed, output_mask
+from pwlu_det.ops.library import define, needed_outputs, only_needed
 
 PARAMETERS = {
     "points": "P N+1",
@@ -99,7 +99,7 @@ def _save_inputs(ctx, inputs, output):
 
 
 def _pwlu_autograd(ctx, grad):
-    gradients = torch.ops.pwlu_det.pwlu_backward(grad, *ctx.saved_tensors, output_mask(ctx))
+    gradients = torch.ops.pwlu_det.pwlu_backward(grad, *ctx.saved_tensors, needed_outputs(ctx))
     return only_needed(ctx, gradients)
 
 

@@ -58,8 +58,7 @@ def pwlu_backward(
 ) -> tuple[Tensor | None, ...]:
     """Table 1: gradients of ``x`` and of the five parameters, in the order of the arguments.
 
-    ``output_mask`` says whether that of ``x`` and those of the parameters are computed; None is returned in place of
-    the others.
+    ``output_mask`` says whether that of ``x`` and those of the parameters are computed; the others are None.
 
     All parameter gradients are linear in two moments per bin, A_k = sum(g) and M_k = sum(g * t) with
     t the local coordinate, so one pass over the elements is enough. The sums are taken in a fixed

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pwlu_det.ops import formulas
-from pwlu_det.ops.library import define, only_needed, output_mask
+from pwlu_det.ops.library import define, needed_outputs, only_needed
 from pwlu_det.ops.pointwise import TABLE, broadcast_parameters, gradients
 
 _ARGUMENTS = {"x": "B C *", **TABLE["pau"], "seed": "int64", "alpha": "float"}
@@ -58,7 +58,7 @@ def _save_inputs(ctx, inputs, output):
 
 
 def _autograd(ctx, grad):
-    gradients = torch.ops.pwlu_det.rpau_backward(grad, *ctx.saved_tensors, ctx.alpha, output_mask(ctx))
+    gradients = torch.ops.pwlu_det.rpau_backward(grad, *ctx.saved_tensors, ctx.alpha, needed_outputs(ctx))
     return only_needed(ctx, gradients)
 
 
