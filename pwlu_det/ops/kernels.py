@@ -66,9 +66,7 @@ def _load_library(name: str, how_built: str) -> str:
     except OSError as error:
         built_for, running = _torch_of(library), torch.__version__.split("+")[0]
         if built_for not in ("", running):
-            return (
-                f"{library.name} is built for torch {built_for}, and this is torch {running}: build it again"
-            )
+            return f"{library.name} is built for torch {built_for}, this is torch {running}; build it again"
         return f"{library.name} cannot be loaded: {error}"
     return ""
 

@@ -27,10 +27,10 @@ def pointwise(**shapes: str) -> Callable[[Callable], Callable]:
     """Turn a formula into a public function that calls an op of that name.
 
     ``shapes`` are those of the parameters. The formula is called with ``x`` and the parameters in one dtype.
-    Each parameter broadcasts against ``x``; one that holds several coefficients for each channel is a sequence
-    of such tensors. The function takes the tensors as they are. Its attribute ``formula`` is the formula, and
-    its attribute ``partials`` decorates a generator of the derivatives with respect to ``x`` and to each
-    parameter (a sequence, for several coefficients), which completes the op.
+    Each parameter broadcasts against ``x``; one that holds several coefficients for each channel is a
+    sequence of such tensors. The function takes the tensors as they are. Its attribute ``formula`` is the
+    formula, and its attribute ``partials`` decorates a generator of the derivatives with respect to ``x`` and
+    to each parameter (a sequence, for several coefficients), which completes the op.
     """
 
     def decorate(formula: Callable) -> Callable:
