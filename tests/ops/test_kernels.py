@@ -35,9 +35,8 @@ def test_kernels_are_built_where_there_is_a_compiler():
 @built
 @pytest.mark.parametrize("lesser", [k for k in ("avx2", "baseline", "none") if k != kernels_in_use()])
 def test_the_op_s_tests_pass_with_lesser_kernels(lesser):
-    files = [HERE / "test_pwlu.py", HERE / "test_robust.py"]
-    if lesser == "none":
-        files.append(HERE / "test_pointwise.py")
+    names = ["pwlu", "robust", "arguments", "output_mask", *(["pointwise"] if lesser == "none" else [])]
+    files = [HERE / f"test_{name}.py" for name in names]
     code, output = run_python("-m", "pytest", *files, PWLU_DET_CPU_KERNELS=lesser)
     assert code == 0, output[-3000:]
 

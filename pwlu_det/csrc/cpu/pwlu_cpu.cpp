@@ -57,6 +57,7 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
   const Tensor grads = at::empty({with_parameters ? count : 0, num_points + 4}, at::kDouble);
 
   with_dtype(x, [&](auto type) {
+    if (!output_mask[0] && !output_mask[1]) return;
     using T = decltype(type);
     const auto& run = kernels().pwlu.of<T>();
     PwluFunctions<Compute<T>> functions(points, left_bound, right_bound, left_slope, right_slope);
