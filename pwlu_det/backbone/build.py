@@ -56,6 +56,7 @@ def build_activation(cfg_or_name, num_channels: int) -> nn.Module:
     activation = registry.build_activation(node.NAME, num_channels, **options)
     if node.NAME == "pwlu" and node.PWLU.REALIGN:
         activation.begin_collecting()
+        activation.expects_hook = True
     return activation
 
 

@@ -55,7 +55,7 @@ def model_contender(name: str, trainee: Trainee, phase1_iters: int | None) -> Co
     trainer.iter = trainer.start_iter = 0
     trainer.storage = EventStorage()
     if phase1_iters is not None:
-        for site in trainable_sites(model):
+        for site in trainable_sites(model).values():
             site.begin_collecting()
         trainer.register_hooks([TwoPhaseHook(phase1_iters)])
     trainer.before_train()
