@@ -6,13 +6,14 @@ from __future__ import annotations
 import logging
 import sys
 
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from pwlu_det.checkpoint.checkpointer import Checkpointer, find_resumable
 from pwlu_det.config import load_config, on_cpu
+from pwlu_det.engine.launch import launch, num_processes
 from pwlu_det.engine.process_watch import share_cores, watch_processes
 from pwlu_det.engine.resume import settle_seed
 from pwlu_det.engine.trainer import Trainer
@@ -25,7 +26,7 @@ WRONG_USE, FAILED = 2, 1  # exit status, as argparse and Python have it
 
 def main(args, cfg, notes):
     if on_cpu(cfg):
-        share_cores(args.num_gpus)
+        share_cores(comm.get_local_size())
     try:
         with watch_processes():
             return evaluate(args, cfg, notes) if args.eval_only else train(args, cfg, notes)
@@ -66,25 +67,18 @@ def evaluate(args, cfg, notes):
 def invoke_main() -> None:
     parser = default_argument_parser()
     args = parser.parse_args()
-    num_processes = args.num_gpus * args.num_machines
     try:
+        number = num_processes(args)
         cfg = load_config(args.config_file, args.opts)
         cfg.freeze()
-        check_config(cfg, num_processes)
+        check_config(cfg, number)
         if not args.eval_only:
-            check_training(cfg, num_processes)
+            check_training(cfg, number)
         notes = check_files(cfg, resume=args.resume, training=not args.eval_only)
     except PwluDetError as error:
         parser.error(str(error))
     try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args, cfg, notes),
-        )
+        launch(main, args, (args, cfg, notes))
     except ProcessExitedException as error:  # it has said why
         sys.exit(error.exit_code or 1)
 

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
+from pwlu_det.checkpoint.plain import plain
 from pwlu_det.checkpoint.reader import read_checkpoint
 from pwlu_det.errors import CheckpointError, PwluDetError
 
@@ -59,13 +60,18 @@ class Checkpointer(DetectionCheckpointer):
             self.resumable = resumable
 
     def save(self, name: str, **extra: Any) -> None:
-        """Write ``name``.pth so that whatever happens meanwhile, a file of that name is a whole one."""
+        """Write ``name``.pth so that whatever happens meanwhile, a file of that name is a whole one.
+
+        Raises:
+            CheckpointError: some state could not be read back, since it is not made of tensors and plain
+                values.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         state = {key: value.state_dict() for key, value in self.checkpointables.items()}
         file = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {file}")
-        atomic_save({"model": self.model.state_dict(), **state, **extra}, file)
+        atomic_save(plain({"model": self.model.state_dict(), **state, **extra}, name), file)
         self.tag_last_checkpoint(os.path.basename(file))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.config import phase1_iters
 from pwlu_det.engine.optimizer import hide_while_stepping
+from pwlu_det.errors import ConfigError
 
 # Below detectron2's name, so that its set-up of handlers and log files serves this logger too.
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -114,7 +115,8 @@ def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
     None where the activation is not PWLU.
 
     Raises:
-        ConfigError: phase I would last as long as the training.
+        ConfigError: phase I would last as long as the training, or is given in epochs of a data set that has
+            no length.
     """
     if cfg.MODEL.ACTIVATION.NAME != "pwlu":
         return None
@@ -127,7 +129,13 @@ def _count_images(data_loader) -> int:
     # A detectron2 loader wraps batching over sampling over the data set, each in an attribute `dataset`.
     while hasattr(data_loader, "dataset"):
         data_loader = data_loader.dataset
-    return len(data_loader)
+    try:
+        return len(data_loader)
+    except TypeError as error:
+        raise ConfigError(
+            "MODEL.ACTIVATION.PWLU.PHASE1_EPOCHS: the data set has no length, so its epochs cannot be "
+            "counted; set MODEL.ACTIVATION.PWLU.PHASE1_ITERS instead"
+        ) from error
 
 
 def trainable_sites(model: nn.Module) -> dict[str, PWLU]:

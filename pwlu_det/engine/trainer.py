@@ -23,6 +23,7 @@ from pwlu_det.engine.data_stream import build_train_loader
 from pwlu_det.engine.optimizer import build_optimizer
 from pwlu_det.engine.phases import build_phase_hook
 from pwlu_det.engine.resume import ExactResume, ResumablePreciseBN, settle_seed, warn_of_changes
+from pwlu_det.engine.stop import StopOnSignal
 
 # Below detectron2's name, so that its set-up of handlers and log files serves this logger too.
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -62,8 +63,9 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._build_precise_bn(),
-            ExactResume(cfg),  # behind all that runs the model in training, before the checkpoints
+            ExactResume(cfg),  # after all that run the model in training, and before the checkpoints
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
+            StopOnSignal(),  # before an evaluation, for which there may be no time
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]

@@ -1,43 +1,21 @@
 """Runs that are resumed in the same process; tests/reliability kills real ones."""
 
 import copy
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.engine import HookBase
 from kill_and_resume import differences, load_final
+from small_runs import cut, make_cfg
 
 from pwlu_det import PWLU, CheckpointError, Trainer
 from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
 from pwlu_det.checkpoint.checkpointer import Checkpointer, Resumable, find_resumable
-from pwlu_det.config import load_config
 from pwlu_det.engine.resume import describe_changes, settle_seed
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "configs/quickstart"
-SMALL = [
-    *("DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 3),
-    *(
-        "MODEL.ACTIVATION.PWLU.PHASE1_ITERS",
-        4,
-        "MODEL.FPN.OUT_CHANNELS",
-        16,
-        "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
-        50,
-    ),
-    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
-]
 PRECISE_BN = ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2]
 AMP = ["SOLVER.AMP.ENABLED", True]
 CLIP_VALUE = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"]
-
-
-def make_cfg(folder, *options, detector="retinanet", activation="pwlu"):
-    options = [*SMALL, "OUTPUT_DIR", folder, "MODEL.ACTIVATION.NAME", activation, *options]
-    cfg = load_config(str(QUICKSTART / f"{detector}_R_18_FPN_digits_pwlu.yaml"), list(map(str, options)))
-    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
-    return cfg
 
 
 def train(cfg, resume=False, hooks=()):
@@ -46,14 +24,6 @@ def train(cfg, resume=False, hooks=()):
     trainer.resume_or_load(resume)
     trainer.train()
     return trainer
-
-
-def cut(whole, folder, iteration):
-    """A run of which nothing but the checkpoint behind an iteration is left."""
-    folder.mkdir()
-    shutil.copy(whole / f"model_{iteration:07d}.pth", folder)
-    (folder / "last_checkpoint").write_text(f"model_{iteration:07d}.pth")
-    return folder
 
 
 VARIANTS = {

@@ -1,4 +1,4 @@
-"""A PWLU's function is that of its parameters, whatever its phase: averaged models, copies, forgotten hooks."""
+"""A PWLU's function is that of its parameters, whatever its phase: averaged and copied models, lost hooks."""
 
 import copy
 import io
