@@ -59,6 +59,8 @@ def evaluate(args, cfg, notes):
     model = Trainer.build_model(cfg)
     Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_tta(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

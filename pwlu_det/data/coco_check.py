@@ -81,10 +81,16 @@ def _check_content(content: Any, image_root: str, use: Use, unique: bool) -> Sum
         left_out = _check_annotations(annotations, images, categories, use, unique)
     _check_image_files(image_root, [image["file_name"] for image in images.values()])
     note = ", ".join(f"{number} {what}" for what, number in left_out.items())
+    notes = [f"left out: {note}"] if note else []
+    if any(annotation["id"] == 0 for annotation in annotations):
+        notes.append("an annotation has the id 0, with which COCO's evaluation is wrong")
+    oversized = sum(map(_area_exceeds_box, annotations))
+    if oversized:
+        notes.append(f"{oversized} areas are larger than their boxes, so that AP by size is wrong")
     return Summary(
         classes=[categories[i]["name"] for i in sorted(categories)],
         num_instances=len(annotations) - sum(left_out[what] for what in (_STRAY, _CROWD, _NO_POLYGON)),
-        note=f"{len(images)} images, {len(annotations)} annotations" + (note and f"; left out: {note}"),
+        note="; ".join([f"{len(images)} images, {len(annotations)} annotations", *notes]),
     )
 
 
@@ -151,6 +157,10 @@ def _check_annotations(
         if not _is_id(annotation.get("id")):
             shown = _short(annotation.get("id"))
             raise _Fault(f"annotations[{number}]: id is {shown}; it must be an integer")
+        if annotation["id"] == 0 and not use.training:
+            raise _Fault(
+                f"annotations[{number}]: id is 0, which COCO's evaluation takes for none; it must be another"
+            )
         fault = _find_annotation_fault(annotation, images, categories, use)
         if fault:
             raise _Fault(f"annotation {annotation['id']}: {fault}")
@@ -161,6 +171,11 @@ def _check_annotations(
         if reason:
             left_out[reason] += 1
     return left_out
+
+
+def _area_exceeds_box(annotation: dict) -> bool:
+    area, (_, _, width, height) = annotation.get("area"), annotation["bbox"]
+    return is_numbers([area]) and area > 1.1 * (width + 1) * (height + 1)
 
 
 def _find_annotation_fault(annotation: dict, images: dict, categories: dict, use: Use) -> str:

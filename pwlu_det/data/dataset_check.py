@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from pwlu_det.checkpoint.array_pickle import load_arrays
 from pwlu_det.data.coco_check import Summary, Use, check_coco
+from pwlu_det.data.evaluators import evaluator_type
 from pwlu_det.errors import ConfigError, DatasetError
 
 _CLASS_COUNTS = {"RetinaNet": "RETINANET", "GeneralizedRCNN": "ROI_HEADS"}
@@ -28,6 +29,8 @@ def check_datasets(cfg, training: bool) -> list[str]:
         summaries: dict[str, Summary] = {}
         for name in cfg.DATASETS[key]:
             metadata = _find(f"DATASETS.{key}", name)
+            if key == "TEST":
+                evaluator_type(name)
             if metadata.get("evaluator_type") == "coco":
                 use = Use(key == "TRAIN", cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "")
                 summary = summaries[name] = check_coco(metadata.json_file, metadata.image_root, use)
