@@ -1,7 +1,8 @@
-"""The training data as a stream that can be entered at any batch.
+"""The training data as a stream that can be resumed at any batch.
 
-detectron2 starts its sampler, its buckets and its workers' generators over at a resume. Here the whole stream
-is a function of ``SEED``, and entering it behind n batches gives what follows them, bit for bit.
+On resume, detectron2 restarts its sampler, its aspect-ratio buckets and its workers' random generators. Here
+the whole stream is a function of ``SEED``: skipping the first n batches yields exactly the batches that would
+have followed them.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from pwlu_det.data.mapper import Mapper
 from pwlu_det.engine.random_state import seeded
 
 Draw = tuple[int, int]
-"""The position of an image in the stream that all processes share, and its index in the data set."""
+"""An image's position in the stream shared by all processes, and its index in the data set."""
 
 
 def build_train_loader(cfg) -> DataLoader:
-    """detectron2's training loader (data set, sampler, mapper, grouping by aspect ratio), which can resume.
+    """A resumable version of detectron2's training loader (data set, sampler, mapper, aspect-ratio grouping).
 
-    Set ``loader.batch_sampler.first_batch`` to enter the stream behind that many batches. What is drawn for
-    an image depends on ``SEED`` and the image's position in the stream alone, so neither ``NUM_WORKERS`` nor
-    the number of processes changes it; without grouping, the processes' batches together are those of one.
+    Set ``loader.batch_sampler.first_batch`` to skip that many batches. The random numbers for an image depend
+    only on ``SEED`` and the image's position in the stream, so neither ``NUM_WORKERS`` nor the number of
+    processes changes them. Without grouping, the batches of all processes together are those of one process.
     """
-    # As the mapper works on one image at a time, it can come last, and batches be made of what is not read.
+    # The mapper works on one image at a time, so it can run last: batches are formed before images are read.
     with seeded(cfg.SEED):  # detectron2's samplers draw their seed from NumPy
-        loader = build_detection_train_loader(cfg, mapper=_as_it_is)
-    while not isinstance(loader, ToIterableDataset):  # the pair of sampler and data set, at the bottom
+        loader = build_detection_train_loader(cfg, mapper=_identity)
+    while not isinstance(loader, ToIterableDataset):  # the innermost layer: sampler and data set
         loader = loader.dataset
     sampler, images = loader.sampler, loader.dataset
     grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
@@ -47,20 +48,20 @@ def build_train_loader(cfg) -> DataLoader:
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        generator=torch.Generator(),  # else it draws from the one that the model uses
+        generator=torch.Generator(),  # otherwise it would draw from the generator that the model uses
     )
 
 
 class BatchSampler(Sampler):
-    """Batches of draws, without end, from one of detectron2's infinite samplers.
+    """An infinite sequence of batches of draws from one of detectron2's infinite samplers.
 
     Args:
-        sampler: this process's every ``world size``-th index of the stream.
-        batch_size: of this process.
-        wide: whether each image is wider than high, where batches shall have images of one kind only.
+        sampler: yields every ``world_size``-th index of the stream, those of this process.
+        batch_size: batch size per process.
+        wide: for each image, whether it is wider than high. If given, each batch has images of one kind only.
 
     Attributes:
-        first_batch: where an iterator begins.
+        first_batch: the number of batches that a new iterator skips.
     """
 
     def __init__(self, sampler: Sampler, batch_size: int, wide: Sequence[bool] | None = None):
@@ -82,7 +83,7 @@ class BatchSampler(Sampler):
 
 
 class SeededImages(Dataset):
-    """Images as a mapper makes them, with random numbers that depend on the draw alone."""
+    """Applies a mapper to images, with random numbers that depend only on the draw."""
 
     def __init__(self, images: Dataset, mapper, seed: int):
         self.images, self.mapper, self.seed = images, mapper, seed
@@ -96,5 +97,5 @@ class SeededImages(Dataset):
             return self.mapper(self.images[index])
 
 
-def _as_it_is(image: dict) -> dict:
+def _identity(image: dict) -> dict:
     return image

@@ -1,4 +1,4 @@
-"""The training hook that leads PWLUs through their two phases (section 3.3 of the paper)."""
+"""The training hook that takes PWLUs through their two phases (section 3.3 of the paper)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pwlu_det.activations.pwlu import PWLU, Moments
 from pwlu_det.config import phase1_iters
 from pwlu_det.engine.optimizer import hide_while_stepping
 
-# Below detectron2's name, so that its set-up of handlers and log files serves this logger too.
+# A child of detectron2's logger, so that it uses detectron2's handlers and log files.
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 
 class TwoPhaseHook(HookBase):
-    """Phase I up to iteration T' - 1, the realignment before the first forward of T', then phase II.
+    """Phase I up to iteration T' - 1, realignment before the first forward of iteration T', then phase II.
 
-    In phase I each training forward of the model pools the statistics of the batch over all processes, in
-    one all-reduce, and the PWLU parameters are kept from the optimiser: while it steps they have no gradient
-    and are in none of its groups, so that neither weight decay nor momentum nor clipping touches them.
+    In phase I, each training forward of the model pools the batch statistics over all processes in one
+    all-reduce. The PWLU parameters are hidden from the optimizer: while it steps, they have no gradient and
+    are in none of its groups, so weight decay, momentum and clipping do not affect them.
 
-    All state lives in the modules' buffers, where every checkpoint has it. Sites that are in phase II from
-    the start (loaded from ``MODEL.WEIGHTS``, or built without ``REALIGN``) are left alone, and so are
-    frozen ones. The order among other hooks does not matter.
+    All state is in the modules' buffers, and so in every checkpoint. Sites that are in phase II from the
+    start (loaded from ``MODEL.WEIGHTS``, or built without ``REALIGN``) and frozen sites are left unchanged.
+    The order relative to other hooks does not matter.
 
     Args:
         phase1_iters: T', the number of iterations of phase I.
@@ -47,7 +47,7 @@ class TwoPhaseHook(HookBase):
             site.defers_update = True
         collecting = sum(site.collecting for site in self._sites)
         logger.info(
-            f"PWLU: {collecting} of {len(self._sites)} trainable sites collect statistics, "
+            f"PWLU: {collecting} of {len(self._sites)} trainable sites collect statistics "
             f"up to iteration {self.phase1_iters}"
         )
         self._undo = [
@@ -82,7 +82,7 @@ class TwoPhaseHook(HookBase):
             site.batch_moments = None
 
     def _frozen_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the sites that are in phase I, which are left without a gradient."""
+        """The parameters of all sites in phase I; their gradients are set to None."""
         frozen = [p for site in self._sites if site.collecting for p in site.parameters()]
         for parameter in frozen:
             parameter.grad = None
@@ -90,9 +90,9 @@ class TwoPhaseHook(HookBase):
 
 
 def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
-    """The hook for ``trainer.register_hooks``, made of ``trainer.cfg`` and ``trainer.data_loader``.
+    """Build the hook for ``trainer.register_hooks`` from ``trainer.cfg`` and ``trainer.data_loader``.
 
-    None where the activation is not PWLU.
+    Returns None if the activation is not PWLU.
 
     Raises:
         ConfigError: phase I would last as long as the training.
@@ -104,20 +104,20 @@ def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
 
 
 def _count_images(data_loader) -> int:
-    """Number of training images, after detectron2 has dropped those without annotations."""
-    # A detectron2 loader wraps batching over sampling over the data set, each in an attribute `dataset`.
+    """The number of training images, after detectron2 has dropped those without annotations."""
+    # detectron2 nests batching, sampling and the data set; each layer holds the next one as `dataset`.
     while hasattr(data_loader, "dataset"):
         data_loader = data_loader.dataset
     return len(data_loader)
 
 
 def trainable_sites(model: nn.Module) -> list[PWLU]:
-    """All PWLUs of a model that are not frozen."""
+    """All PWLUs in a model that are not frozen."""
     return [m for m in model.modules() if isinstance(m, PWLU) and m.points.requires_grad]
 
 
 def _pack(moments: Moments) -> Tensor:
-    """Count, sum and sum of squares, ``[1 + 2 P]``: these add over processes, and float64 has room for it."""
+    """Count, sum and sum of squares, ``[1 + 2 P]``, float64: these can be summed over processes."""
     mean = moments.mean.double()
     squares = moments.deviation.double() + moments.count * mean**2
     return torch.cat([mean.new_tensor([moments.count]), moments.count * mean, squares])
