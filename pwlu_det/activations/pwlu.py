@@ -1,4 +1,4 @@
-"""The Piecewise Linear Unit of Zhou et al. 2021, with its learning in two phases (section 3.3)."""
+"""The Piecewise Linear Unit of Zhou et al. 2021, with two-phase learning (section 3.3)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pwlu_det import ops
 from pwlu_det.activations.registry import check_option, register_activation
 
 COLLECTING = 1
-"""Phase I: the site computes ReLU and collects statistics of its input; its parameters are held."""
+"""Phase I: the site computes ReLU and collects statistics of its input; its parameters are frozen."""
 LEARNING = 2
-"""Phase II: the site computes, and learns, the piecewise linear function."""
+"""Phase II: the site computes and learns the piecewise linear function."""
 
 _PARAMETERS = ("points", "left_bound", "right_bound", "left_slope", "right_slope")
 _BUFFERS = ("phase", "running_mean", "running_std", "num_batches")
@@ -22,46 +22,47 @@ _BUFFERS = ("phase", "running_mean", "running_std", "num_batches")
 
 @dataclass
 class Moments:
-    """Per-channel moments of a batch, from which batches of several processes can be pooled."""
+    """Per-channel moments of a batch, which can be pooled over processes. P is C, or 1 if layer-wise."""
 
     count: int
-    """elements per channel"""
+    """Number of elements per channel."""
     mean: Tensor
-    """``[P]``"""
+    """``[P]``."""
     deviation: Tensor
-    """``[P]``, the sum of squared deviations from the mean"""
+    """``[P]``, the sum of squared deviations from the mean."""
 
 
 @register_activation("pwlu")
 class PWLU(nn.Module):
     r"""Piecewise Linear Unit (equation 1), with N intervals of equal length between B_L and B_R.
 
-    It starts as ReLU: Y_P = ReLU at the demarcation points of [-``init_bound``, ``init_bound``], K_L = 0,
-    K_R = 1 (exactly ReLU where N is even). A new module is in phase II: an ordinary module that any
-    training loop may train. :meth:`begin_collecting` puts it into phase I, :meth:`realign` ends that.
+    It is initialized to ReLU: Y_P = ReLU at the demarcation points of [-``init_bound``, ``init_bound``],
+    K_L = 0, K_R = 1 (exactly ReLU if N is even). A new module is in phase II: an ordinary module for any
+    training loop. :meth:`begin_collecting` puts it into phase I, and :meth:`realign` ends phase I.
 
     Args:
         num_channels: C of the ``[B, C, *]`` input.
         num_intervals: N.
-        channel_wise: one function for each channel; else one for the layer (parameters have C = 1).
-        init_bound: x of the paper's "fix-init-x".
+        channel_wise: learn one function per channel instead of one per layer (parameters then have C = 1).
+        init_bound: x in the paper's "fix-init-x".
         stat_momentum: weight of the old value in the running statistics (equation 5).
-        num_sigma: half the width of the realigned bounds, in standard deviations (equation 6).
+        num_sigma: half the distance between the realigned bounds, in standard deviations (equation 6).
 
     Attributes:
         points: Y_P, ``[C, N+1]``.
         left_bound, right_bound, left_slope, right_slope: B_L, B_R, K_L, K_R, ``[C]``.
         running_mean, running_std: mu and sigma of equation 5, ``[C]``, float32.
-        phase, num_batches: the phase (1 or 2), and how many batches the statistics have seen.
-        defers_update: leave the batch's moments in ``batch_moments`` for the caller to pool over
-            processes and hand to :meth:`update_statistics`; else each training forward does it at once.
+        phase, num_batches: the phase (1 or 2), and the number of batches in the statistics.
+        defers_update: if True, a training forward in phase I leaves the batch's moments in ``batch_moments``,
+            and the caller pools them over processes and calls :meth:`update_statistics`. If False, each
+            training forward updates the statistics itself.
 
     Raises:
-        OptionError: an argument is out of its range.
+        OptionError: an argument is out of range.
     """
 
     MIN_REALIGNED_WIDTH = 1e-2
-    """A site with narrower statistics than this (a dead channel) is widened to it around the mean."""
+    """Minimum distance between realigned bounds. It applies to channels with little variation (dead ones)."""
 
     def __init__(
         self,
@@ -110,10 +111,10 @@ class PWLU(nn.Module):
         return self._collecting
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, *]`` to the same shape, dtype and layout; in phase I exactly ReLU."""
+        """``[B, C, *]`` to the same shape, dtype and layout; exactly ReLU in phase I."""
         if not self._collecting:
             return ops.pwlu(x, *self._parameter_list())
-        # PreciseBN and evaluation run without gradients, a frozen site has none: neither is training.
+        # Only training collects: PreciseBN and evaluation disable gradients, and a frozen site has none.
         if not (self.training and torch.is_grad_enabled() and self.points.requires_grad):
             return F.relu(x)
         y, mean, deviation = ops.pwlu_phase1(x, *self._parameter_list())
@@ -121,10 +122,10 @@ class PWLU(nn.Module):
         return y
 
     def begin_collecting(self) -> None:
-        """Enter phase I: forget all statistics, and be exactly ReLU until :meth:`realign`.
+        """Enter phase I: reset all statistics, and compute exactly ReLU until :meth:`realign`.
 
-        The parameters stay in the autograd graph, with gradients of zero. An optimiser with weight decay or
-        momentum would still move them: hide their gradients from it, as :class:`TwoPhaseHook` does.
+        The parameters stay in the autograd graph, with zero gradients. An optimizer with weight decay or
+        momentum would still change them: hide them from the optimizer, as :class:`TwoPhaseHook` does.
         """
         for buffer in (self.num_batches, self.running_mean, self.running_std):
             buffer.zero_()
@@ -132,9 +133,9 @@ class PWLU(nn.Module):
 
     @torch.no_grad()
     def update_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Equation 5 with the per-channel mean and population standard deviation of one batch, ``[C]``.
+        """Apply equation 5 with the per-channel mean and population standard deviation of a batch, ``[C]``.
 
-        A batch in which one of these is infinite or NaN does not count: the running ones would never recover.
+        A batch with an infinite or NaN value is ignored: the running statistics would never recover from it.
         """
         counts = (mean.isfinite() & std.isfinite()).all()
         momentum = torch.where(self.num_batches == 0, 0.0, self.stat_momentum)
@@ -146,7 +147,7 @@ class PWLU(nn.Module):
     def realign(self) -> None:
         """Enter phase II by equation 6: bounds at mu -+ 3 sigma, and ReLU at the new demarcation points.
 
-        A site that has seen no batch keeps the bounds it was built with.
+        A site that has seen no batch keeps its initial bounds.
         """
         if self.num_batches > 0:
             half_width = (self.num_sigma * self.running_std).clamp(min=self.MIN_REALIGNED_WIDTH / 2)
@@ -154,8 +155,8 @@ class PWLU(nn.Module):
         self._set_phase(LEARNING)
 
     def refresh_phase(self) -> None:
-        """Follow the ``phase`` buffer after something other than ``load_state_dict`` wrote it."""
-        # forward reads a Python flag: looking at the buffer would make it wait for the GPU at each call.
+        """Re-read the ``phase`` buffer. Required after it is written other than by ``load_state_dict``."""
+        # forward uses a Python flag: reading the buffer would synchronize with the GPU at each call.
         self._collecting = int(self.phase) == COLLECTING
 
     def _set_phase(self, phase: int) -> None:
@@ -173,7 +174,7 @@ class PWLU(nn.Module):
 
     @torch.no_grad()
     def _reset_to_relu(self, left_bound: Tensor, right_bound: Tensor) -> None:
-        """Equation 6, in place: the optimiser and DDP hold on to these very parameters."""
+        """Apply equation 6 in place: the optimizer and DDP hold references to these parameters."""
         self.left_bound.copy_(left_bound)
         self.right_bound.copy_(right_bound)
         self.left_slope.fill_(0.0)
@@ -187,12 +188,12 @@ class PWLU(nn.Module):
         lacking = [name for name in _PARAMETERS if name not in found]
         if found and lacking:
             errors.append(
-                f"the file holds only a part of the PWLU '{prefix[:-1]}' ({', '.join(lacking)} missing or of "
-                f"another shape). Was it made with another NUM_INTERVALS than {self.num_intervals}, or with "
-                f"another CHANNEL_WISE than {self.channel_wise}?"
+                f"the file has only some parameters of the PWLU '{prefix[:-1]}' ({', '.join(lacking)} "
+                "missing or of a different shape). Was it saved with a NUM_INTERVALS other than "
+                f"{self.num_intervals}, or a CHANNEL_WISE other than {self.channel_wise}?"
             )
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         if found and "phase" not in found:
-            self._set_phase(LEARNING)  # parameters by themselves are learned ones
+            self._set_phase(LEARNING)  # parameters without a phase count as trained
         self.refresh_phase()
