@@ -1,4 +1,4 @@
-"""The Piecewise Linear Unit of Zhou et al. 2021, with its learning in two phases (section 3.3)."""
+"""The Piecewise Linear Unit of Zhou et al. 2021, with two-phase learning (section 3.3)."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _NO_STATISTICS = (
 
 @dataclass
 class Moments:
-    """Per-channel moments of a batch, from which batches of several processes can be pooled."""
+    """Per-channel moments of a batch, which can be pooled over processes. P is C, or 1 if layer-wise."""
 
     count: int
-    """elements per channel"""
+    """Number of elements per channel."""
     mean: Tensor
-    """``[P]``"""
+    """``[P]``."""
     deviation: Tensor
-    """``[P]``, the sum of squared deviations from the mean"""
+    """``[P]``, the sum of squared deviations from the mean."""
 
 
 @register_activation("pwlu")
@@ -61,10 +61,10 @@ class PWLU(nn.Module):
     Args:
         num_channels: C of the ``[B, C, *]`` input.
         num_intervals: N.
-        channel_wise: one function for each channel; else one for the layer (parameters have C = 1).
-        init_bound: x of the paper's "fix-init-x".
+        channel_wise: learn one function per channel instead of one per layer (parameters then have C = 1).
+        init_bound: x in the paper's "fix-init-x".
         stat_momentum: weight of the old value in the running statistics (equation 5).
-        num_sigma: half the width of the realigned bounds, in standard deviations (equation 6).
+        num_sigma: half the distance between the realigned bounds, in standard deviations (equation 6).
 
     Attributes:
         points: Y_P, ``[C, N+1]``.
@@ -77,11 +77,11 @@ class PWLU(nn.Module):
         expects_hook: warn if a training forward collects statistics and ``defers_update`` is not set.
 
     Raises:
-        OptionError: an argument is out of its range.
+        OptionError: an argument is out of range.
     """
 
     MIN_REALIGNED_WIDTH = 1e-2
-    """A site with narrower statistics than this (a dead channel) is widened to it around the mean."""
+    """Minimum distance between realigned bounds. It applies to channels with little variation (dead ones)."""
 
     def __init__(
         self,
@@ -171,9 +171,9 @@ class PWLU(nn.Module):
 
     @torch.no_grad()
     def update_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Equation 5 with the per-channel mean and population standard deviation of one batch, ``[C]``.
+        """Apply equation 5 with the per-channel mean and population standard deviation of a batch, ``[C]``.
 
-        A batch in which one of these is infinite or NaN does not count: the running ones would never recover.
+        A batch with an infinite or NaN value is ignored: the running statistics would never recover from it.
         """
         counts = (mean.isfinite() & std.isfinite()).all()
         momentum = torch.where(self.num_batches == 0, 0.0, self.stat_momentum)
@@ -267,9 +267,9 @@ class PWLU(nn.Module):
         lacking = [name for name in _PARAMETERS if name not in found]
         if found and lacking:
             errors.append(
-                f"the file holds only a part of the PWLU '{prefix[:-1]}' ({', '.join(lacking)} missing or of "
-                f"another shape). Was it made with another NUM_INTERVALS than {self.num_intervals}, or with "
-                f"another CHANNEL_WISE than {self.channel_wise}?"
+                f"the file has only some parameters of the PWLU '{prefix[:-1]}' ({', '.join(lacking)} "
+                "missing or of a different shape). Was it saved with a NUM_INTERVALS other than "
+                f"{self.num_intervals}, or a CHANNEL_WISE other than {self.channel_wise}?"
             )
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)

@@ -1,7 +1,8 @@
-"""The training data as a stream that can be entered at any batch.
+"""The training data as a stream that can be resumed at any batch.
 
-detectron2 starts its sampler, its buckets and its workers' generators over at a resume. Here the whole stream
-is a function of ``SEED``, and entering it behind n batches gives what follows them, bit for bit.
+On resume, detectron2 restarts its sampler, its aspect-ratio buckets and its workers' random generators. Here
+the whole stream is a function of ``SEED``: skipping the first n batches yields exactly the batches that would
+have followed them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pwlu_det.engine.random_state import seeded
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 Draw = tuple[int, int]
-"""The position of an image in the stream that all processes share, and its index in the data set."""
+"""An image's position in the stream shared by all processes, and its index in the data set."""
 
 
 def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> DataLoader:
@@ -80,15 +81,15 @@ def enter_stream(loader, first_batch: int) -> None:
 
 
 class BatchSampler(Sampler):
-    """Batches of draws, without end, from one of detectron2's infinite samplers.
+    """An infinite sequence of batches of draws from one of detectron2's infinite samplers.
 
     Args:
-        sampler: this process's every ``world size``-th index of the stream.
-        batch_size: of this process.
-        wide: whether each image is wider than high, where batches shall have images of one kind only.
+        sampler: yields every ``world_size``-th index of the stream, those of this process.
+        batch_size: batch size per process.
+        wide: for each image, whether it is wider than high. If given, each batch has images of one kind only.
 
     Attributes:
-        first_batch: where an iterator begins.
+        first_batch: the number of batches that a new iterator skips.
     """
 
     def __init__(self, sampler: Sampler, batch_size: int, wide: Sequence[bool] | None = None):
@@ -110,7 +111,7 @@ class BatchSampler(Sampler):
 
 
 class SeededImages(Dataset):
-    """Images as a mapper makes them, with random numbers that depend on the draw alone."""
+    """Applies a mapper to images, with random numbers that depend only on the draw."""
 
     def __init__(self, images: Dataset, mapper, seed: int):
         self.images, self.mapper, self.seed = images, mapper, seed
@@ -124,7 +125,7 @@ class SeededImages(Dataset):
             return self.mapper(self.images[index])
 
 
-def _as_it_is(image: dict) -> dict:
+def _identity(image: dict) -> dict:
     return image
 
 

@@ -1,4 +1,4 @@
-"""The training hook that leads PWLUs through their two phases (section 3.3 of the paper)."""
+"""The training hook that takes PWLUs through their two phases (section 3.3 of the paper)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pwlu_det.config import phase1_iters
 from pwlu_det.engine.optimizer import hide_while_stepping
 from pwlu_det.errors import ConfigError
 
-# Below detectron2's name, so that its set-up of handlers and log files serves this logger too.
+# A child of detectron2's logger, so that it uses detectron2's handlers and log files.
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 
 class TwoPhaseHook(HookBase):
-    """Phase I up to iteration T' - 1, the realignment before the first forward of T', then phase II.
+    """Phase I up to iteration T' - 1, realignment before the first forward of iteration T', then phase II.
 
     In phase I the statistics of each iteration are pooled over all calls of a site and over all processes,
     in one all-reduce, and the PWLU parameters are hidden from the optimizer: while it steps they have no
@@ -110,9 +110,9 @@ class TwoPhaseHook(HookBase):
 
 
 def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
-    """The hook for ``trainer.register_hooks``, made of ``trainer.cfg`` and ``trainer.data_loader``.
+    """Build the hook for ``trainer.register_hooks`` from ``trainer.cfg`` and ``trainer.data_loader``.
 
-    None where the activation is not PWLU.
+    Returns None if the activation is not PWLU.
 
     Raises:
         ConfigError: phase I would last as long as the training, or is given in epochs of a data set that has
@@ -125,8 +125,8 @@ def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
 
 
 def _count_images(data_loader) -> int:
-    """Number of training images, after detectron2 has dropped those without annotations."""
-    # A detectron2 loader wraps batching over sampling over the data set, each in an attribute `dataset`.
+    """The number of training images, after detectron2 has dropped those without annotations."""
+    # detectron2 nests batching, sampling and the data set; each layer holds the next one as `dataset`.
     while hasattr(data_loader, "dataset"):
         data_loader = data_loader.dataset
     try:

@@ -1,4 +1,4 @@
-"""detectron2's DefaultTrainer with the two phases, the optimizer groups, exact resume and COCO evaluation."""
+"""detectron2's DefaultTrainer with two-phase learning, optimizer groups, exact resume and COCO evaluation."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ _HEADS = {
     "PanopticFPN": ("RPN", "ROI_HEADS", "SEM_SEG_HEAD"),
 }
 
-# Below detectron2's name, so that its set-up of handlers and log files serves this logger too.
+# A child of detectron2's logger, so that it uses detectron2's handlers and log files.
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 
 class Trainer(DefaultTrainer):
-    """Trains, evaluates and resumes any detectron2 config; adds :class:`TwoPhaseHook` where PWLU is used.
+    """Trains, evaluates and resumes any detectron2 config; adds :class:`TwoPhaseHook` if PWLU is used.
 
-    A run that is killed and resumed ends with the weights of one that was not, on a CPU bit for bit. It
-    trains on CPUs as on GPUs: in several processes, and with ``SOLVER.AMP``.
+    A run that is killed and resumed ends with the weights of an uninterrupted run, on a CPU bit for bit.
+    Several processes and ``SOLVER.AMP`` work on CPUs as well as on GPUs.
 
     Args:
-        cfg: a negative ``SEED`` is replaced by a random one.
-        resumable: the checkpoint for :meth:`resume_or_load`, if it is known already; by default the newest
-            one in ``OUTPUT_DIR``.
+        cfg: a detectron2 config. A negative ``SEED`` is replaced by that of the resumed run or a random one.
+        resumable: the checkpoint for :meth:`resume_or_load`, if already known. Default: the newest one in
+            ``OUTPUT_DIR``.
     """
 
     def __init__(self, cfg, resumable: Resumable | None = None):
-        TrainerBase.__init__(self)  # DefaultTrainer's own is for GPUs alone, where there is DDP or AMP
+        TrainerBase.__init__(self)  # DefaultTrainer's own constructor supports DDP and AMP on GPUs only
         cfg = self.auto_scale_workers(settle_seed(cfg, resumable), comm.get_world_size())
         self.cfg, self.start_iter, self.max_iter = cfg, 0, cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
@@ -65,7 +65,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
-        """detectron2's default hooks and ours, in the order in which they run."""
+        """detectron2's default hooks and ours, in the order they run."""
         cfg = self.cfg
         main = comm.is_main_process()
         return [
@@ -82,21 +82,21 @@ class Trainer(DefaultTrainer):
         ]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Resume from ``OUTPUT_DIR`` if asked to and possible, else load ``MODEL.WEIGHTS``."""
+        """Resume from ``OUTPUT_DIR`` if requested and possible, else load ``MODEL.WEIGHTS``."""
         resume = resume and bool(self.checkpointer.resumable.file)
         if resume:
             warn_of_changes(self.checkpointer.resumable, self.cfg)
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume:
-            self.start_iter = self.iter + 1  # self.iter is the last one done
+            self.start_iter = self.iter + 1  # self.iter is the last finished iteration
 
     def train(self):
         logger.info(f"Environment of pwlu_det:\n{collect_env()}")
         return super().train()
 
     def run_step(self) -> None:
-        # TorchScript, which the focal loss is in, rounds otherwise in its first runs than later: a resumed
-        # run would differ in the last bits.
+        # The focal loss is in TorchScript, which rounds differently in its first calls than once optimized:
+        # a resumed run would differ in the last bits.
         with torch.jit.optimized_execution(not on_cpu(self.cfg)):
             super().run_step()
 
@@ -130,12 +130,12 @@ class Trainer(DefaultTrainer):
         if not (cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model)):
             return None
         cfg.defrost()
-        cfg.DATALOADER.NUM_WORKERS = 0  # it runs rarely, and workers would keep their memory meanwhile
+        cfg.DATALOADER.NUM_WORKERS = 0  # PreciseBN runs rarely, and idle workers would hold memory
         loader = self.build_train_loader(cfg)
         return ResumablePreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
 
     def _evaluate(self) -> dict:
-        self._last_eval_results = self.test(self.cfg, self.model)  # detectron2 verifies these behind the run
+        self._last_eval_results = self.test(self.cfg, self.model)  # detectron2 verifies these after the run
         return self._last_eval_results
 
     def _evaluate_with_tta(self) -> dict:
@@ -145,7 +145,7 @@ class Trainer(DefaultTrainer):
 
 
 def _distribute(model: nn.Module, cfg) -> nn.Module:
-    """DDP where there are several processes."""
+    """Wrap the model in DDP if there are several processes."""
     devices = {"device_ids": None} if on_cpu(cfg) else {}
     # Levels of the FPN that no head uses, as in the quickstart, get no gradient.
     used = {

@@ -309,7 +309,7 @@ def test_a_part_of_the_parameters_is_an_error_that_names_the_site(lacking):
     before, saved = snapshot(net), nn.ModuleDict({"act1": trained_site()}).state_dict()
     del saved[f"act1.{lacking}"]
     with pytest.raises(
-        RuntimeError, match=rf"'act1' \({lacking} missing.*NUM_INTERVALS than 16.*CHANNEL_WISE"
+        RuntimeError, match=rf"'act1' \({lacking} missing.*NUM_INTERVALS other than 16.*CHANNEL_WISE"
     ):
         net.load_state_dict(saved, strict=False)
     assert_same_state(net, before)

@@ -84,11 +84,13 @@ def test_registering_by_name_works_in_python_alone(own):
 
 
 def test_what_cannot_be_registered(own):
-    with pytest.raises(ValueError, match=r"the name 'pwlu' is already that of .*PWLU"):
+    with pytest.raises(ValueError, match=r"the name 'pwlu' is already used by .*PWLU"):
         pwlu_det.register_activation("pwlu")(own)
     with pytest.raises(ValueError, match=r"register_activation\('mine'\): the constructor of GELU must"):
         pwlu_det.register_activation("mine")(nn.GELU)
-    with pytest.raises(ValueError, match="the constructor of Needy must take num_channels, and then options"):
+    with pytest.raises(
+        ValueError, match="the constructor of Needy must take num_channels, followed by options"
+    ):
 
         @pwlu_det.register_activation("needy")
         class Needy(nn.Module):

@@ -113,7 +113,7 @@ def test_what_has_changed_is_said(tmp_path, caplog):
     folder = cut(tmp_path / "whole", tmp_path / "cut", 2)
     with caplog.at_level("WARNING"):
         train(make_cfg(folder, "SOLVER.BASE_LR", 0.01, "DATALOADER.NUM_WORKERS", 1), resume=True)
-    assert "Now changed:\n  SOLVER.BASE_LR: 0.02 -> 0.01" in caplog.text
+    assert "Changed keys:\n  SOLVER.BASE_LR: 0.02 -> 0.01" in caplog.text
     assert "NUM_WORKERS" not in caplog.text and "OUTPUT_DIR" not in caplog.text
 
     folder = cut(tmp_path / "whole", tmp_path / "other", 2)

@@ -21,7 +21,7 @@ PWLU = "MODEL.ACTIVATION.PWLU."
 MISUSES = {
     "unknown name": (
         ["MODEL.ACTIVATION.NAME", "relu7"],
-        "NAME: unknown activation 'relu7'; known are acon_a, acon_b",
+        "NAME: unknown activation 'relu7'; it must be one of acon_a, acon_b",
     ),
     "unknown key": (
         ["MODEL.ACTIVATION.PWLU.INTERVALS", 4],
