@@ -45,7 +45,7 @@ def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> Dat
     mapper = mapper or Mapper(cfg, is_train=True)
     # The mapper works on one image at a time, so it can come last, after batches are made of unread entries.
     with seeded(cfg.SEED):  # detectron2's samplers draw their seed from NumPy
-        loader = build_detection_train_loader(cfg, mapper=_as_it_is)
+        loader = build_detection_train_loader(cfg, mapper=_identity)
     while not isinstance(loader, ToIterableDataset):  # the pair of sampler and data set, innermost
         if not hasattr(loader, "dataset"):
             return build_detection_train_loader(cfg, mapper=mapper)

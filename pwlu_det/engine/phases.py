@@ -46,7 +46,7 @@ class TwoPhaseHook(HookBase):
         for site in self._sites.values():
             site.defers_update = True
         logger.info(
-            f"PWLU: {len(self._collecting())} of {len(self._sites)} trainable sites collect statistics, "
+            f"PWLU: {len(self._collecting())} of {len(self._sites)} trainable sites collect statistics "
             f"up to iteration {self.phase1_iters}"
         )
         self._undo = hide_while_stepping(self.trainer.optimizer, self._prepare_step)
