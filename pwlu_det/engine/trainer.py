@@ -21,7 +21,7 @@ from pwlu_det.data.evaluators import build_evaluator
 from pwlu_det.data.mapper import Mapper
 from pwlu_det.engine.amp import build_step_trainer
 from pwlu_det.engine.data_stream import build_train_loader
-from pwlu_det.engine.optimizer import build_optimizer
+from pwlu_det.engine.optimizer import build_optimizer, check_has_sites
 from pwlu_det.engine.phases import build_phase_hook
 from pwlu_det.engine.resume import ExactResume, ResumablePreciseBN, settle_seed, warn_of_changes
 from pwlu_det.engine.stop import StopOnSignal
@@ -99,6 +99,12 @@ class Trainer(DefaultTrainer):
         # a resumed run would differ in the last bits.
         with torch.jit.optimized_execution(not on_cpu(self.cfg)):
             super().run_step()
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = super().build_model(cfg)
+        check_has_sites(cfg, model)
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg):
