@@ -1,4 +1,4 @@
-"""Swap the activations of a ResNet (with or without FPN) that detectron2 has built."""
+"""Replace the activations of a ResNet, with or without FPN, built by detectron2."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pwlu_det.backbone.blocks import (
     ActLastLevelP6P7,
 )
 
-# What each type becomes, and the convolution that feeds each of its sites. Keyed on the exact type: a
-# subclass has a forward of its own.
+# For each block type: its converted class, and the convolution before each activation site. Keyed on the
+# exact type, because a subclass may override forward.
 _CONVERSIONS: dict[type, tuple[type, dict[str, str]]] = {
     BasicStem: (ActBasicStem, {"act1": "conv1"}),
     BasicBlock: (ActBasicBlock, {"act1": "conv1", "act2": "conv2"}),
@@ -42,24 +42,24 @@ def convert_activations(
     num_frozen: int = 0,
     convert_frozen: bool = False,
 ) -> nn.Module:
-    """Put activation modules in place of the inline ReLUs of a ResNet or FPN, in place.
+    """Replace the inline ReLUs of a ResNet or FPN with activation modules, in place.
 
     State-dict keys are only added (``res2.0.act1.points``, ``top_block.act.points``), so weights of the
-    stock model load. Sites that are not chosen keep ReLU.
+    stock model still load. Sites that are not selected keep ReLU.
 
     Args:
-        backbone: a detectron2 ``ResNet``, or an ``FPN`` over one.
-        build: makes the activation for a number of channels.
-        stages: out of stem, res2, res3, res4, res5 and top (``LastLevelP6P7``).
-        positions: out of act1, act2 and act3; the one site of stem and of top counts as act1.
-        num_frozen: ``FREEZE_AT``: stem is stage 1, res2 is stage 2 and so on.
-        convert_frozen: also convert the frozen stages; the parameters of these activations are frozen.
+        backbone: a detectron2 ``ResNet``, or an ``FPN`` on top of one.
+        build: a function that takes the number of channels and returns an activation.
+        stages: a subset of stem, res2, res3, res4, res5 and top (``LastLevelP6P7``).
+        positions: a subset of act1, act2 and act3; the only site of stem and that of top count as act1.
+        num_frozen: ``FREEZE_AT``: stem is stage 1, res2 is stage 2, and so on.
+        convert_frozen: also convert the frozen stages; the parameters of their activations are frozen.
 
     Returns:
         ``backbone`` itself.
 
     Raises:
-        ValueError: a stem, block or top block of a type that has no conversion.
+        ValueError: a stem, block or top block has a type that cannot be converted, or there is no ResNet.
     """
     for number, stage, block in _enumerate_blocks(backbone):
         frozen = number <= num_frozen
@@ -68,7 +68,7 @@ def convert_activations(
         if type(block) not in _CONVERSIONS:
             known = ", ".join(t.__name__ for t in _CONVERSIONS)
             raise ValueError(
-                f"cannot convert the activations of {stage}: it holds a {type(block).__name__}, and only "
+                f"cannot convert the activations of {stage}: it has a {type(block).__name__}, and only "
                 f"{known} can be converted. Leave {stage} out of MODEL.ACTIVATION.STAGES to keep its ReLUs."
             )
         _convert_block(block, build, positions, frozen)
@@ -79,7 +79,7 @@ def _enumerate_blocks(backbone: nn.Module) -> Iterator[tuple[int, str, nn.Module
     """Stage number (as FREEZE_AT counts), stage name and block, from stem to top."""
     resnet = backbone.bottom_up if isinstance(backbone, FPN) else backbone
     if not isinstance(resnet, ResNet):
-        raise ValueError(f"cannot convert the activations of a {type(resnet).__name__}: only of a ResNet")
+        raise ValueError(f"cannot convert the activations of a {type(resnet).__name__}; it must be a ResNet")
     yield 1, "stem", resnet.stem
     for number, name in enumerate(resnet.stage_names, start=2):
         for block in getattr(resnet, name):
@@ -95,10 +95,12 @@ def _convert_block(block: nn.Module, build: Callable, positions: Collection[str]
         position = "act1" if site == "act" else site
         activation = build(getattr(block, conv).out_channels) if position in positions else nn.ReLU()
         if isinstance(activation, nn.ReLU):
-            activation.inplace = converted is not ActLastLevelP6P7  # P6 is an output too
+            activation.inplace = converted is not ActLastLevelP6P7  # P6 is also an output
         if frozen:
             activation.requires_grad_(False)
-            FrozenBatchNorm2d.convert_frozen_batchnorm(activation)  # as detectron2 freezes a block's norms
+            FrozenBatchNorm2d.convert_frozen_batchnorm(
+                activation
+            )  # as detectron2 does for the norms of a frozen block
         activation.train(block.training)
         block.add_module(site, activation)
     block.__class__ = converted
