@@ -1,6 +1,7 @@
 """The structure that CONTRIBUTING.md promises: who may import whom, and how large a file may be."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -79,3 +80,15 @@ def test_sizes():
             lines = len(path.read_text().splitlines())
             assert lines <= 350, f"{path.relative_to(ROOT)} has {lines} lines"
     assert len(list(PACKAGE.glob("*.py"))) <= 6
+
+
+def test_the_map_of_the_code_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("|")][2:]
+    assert len(rows) > 20
+    for row in rows:
+        folder = ROOT
+        for name in re.findall(r"`([^`]+)`", row):
+            path = ROOT / name if "/" in name else folder / name
+            assert path.exists(), f"CONTRIBUTING.md names {name}, which does not exist"
+            folder = path if path.is_dir() else path.parent
