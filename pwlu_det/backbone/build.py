@@ -1,4 +1,4 @@
-"""The registered backbone builders: detectron2's own, whose activations are then converted."""
+"""The registered backbone builders, which call detectron2's builders and convert the activations."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def build_act_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Back
 
 
 def build_activation(cfg_or_name, num_channels: int) -> nn.Module:
-    """Build one activation for ``[B, num_channels, *]``.
+    """Build an activation for ``[B, num_channels, *]``.
 
     Args:
-        cfg_or_name: a name such as ``"pwlu"``, for :func:`pwlu_det.activations.build_activation` (a PWLU is
-            then an ordinary module, in phase II), or a config. Of a config, ``MODEL.ACTIVATION`` gives the
-            name and the options, and ``MODEL.RESNETS.NORM`` the norms inside of the activation; a PWLU with
-            ``REALIGN`` starts in phase I.
-        num_channels: of the output; also of the input, but for ``"maxout"``, which halves them.
+        cfg_or_name: a config, or a name such as ``"pwlu"``. A name is passed to
+            :func:`pwlu_det.activations.build_activation`; a PWLU is then an ordinary module, in phase II.
+            With a config, ``MODEL.ACTIVATION`` determines the name and the options, and
+            ``MODEL.RESNETS.NORM`` the norms inside the activation; a PWLU with ``REALIGN`` starts in phase I.
+        num_channels: number of output channels. The input has as many, or twice as many for ``"maxout"``.
 
     Raises:
-        PwluDetError: an unknown name, or an option out of its range.
+        PwluDetError: the name is unknown, or an option is out of range.
     """
     if isinstance(cfg_or_name, str):
         return registry.build_activation(cfg_or_name, num_channels)

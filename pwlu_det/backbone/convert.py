@@ -1,4 +1,4 @@
-"""Swap the activations of a ResNet (with or without FPN) that detectron2 has built."""
+"""Replace the activations of a ResNet, with or without FPN, built by detectron2."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pwlu_det.backbone.blocks import (
 )
 from pwlu_det.errors import PwluDetError
 
-# What each type becomes, and the convolution that feeds each of its sites. Keyed on the exact type: a
-# subclass has a forward of its own.
+# For each block type: its converted class, and the convolution before each activation site. Keyed on the
+# exact type, because a subclass may override forward.
 _CONVERSIONS: dict[type, tuple[type, dict[str, str]]] = {
     BasicStem: (ActBasicStem, {"act1": "conv1"}),
     BasicBlock: (ActBasicBlock, {"act1": "conv1", "act2": "conv2"}),
@@ -43,18 +43,18 @@ def convert_activations(
     num_frozen: int = 0,
     convert_frozen: bool = False,
 ) -> nn.Module:
-    """Put activation modules in place of the inline ReLUs of a ResNet or FPN, in place.
+    """Replace the inline ReLUs of a ResNet or FPN with activation modules, in place.
 
     State-dict keys are only added (``res2.0.act1.points``, ``top_block.act.points``), so weights of the
-    stock model load. Sites that are not chosen keep ReLU.
+    stock model still load. Sites that are not selected keep ReLU.
 
     Args:
-        backbone: a detectron2 ``ResNet``, or an ``FPN`` over one.
-        build: makes the activation for a number of channels.
-        stages: out of stem, res2, res3, res4, res5 and top (``LastLevelP6P7``).
-        positions: out of act1, act2 and act3; the one site of stem and of top counts as act1.
-        num_frozen: ``FREEZE_AT``: stem is stage 1, res2 is stage 2 and so on.
-        convert_frozen: also convert the frozen stages; the parameters of these activations are frozen.
+        backbone: a detectron2 ``ResNet``, or an ``FPN`` on top of one.
+        build: a function that takes the number of channels and returns an activation.
+        stages: a subset of stem, res2, res3, res4, res5 and top (``LastLevelP6P7``).
+        positions: a subset of act1, act2 and act3; the only site of stem and that of top count as act1.
+        num_frozen: ``FREEZE_AT``: stem is stage 1, res2 is stage 2, and so on.
+        convert_frozen: also convert the frozen stages; the parameters of their activations are frozen.
 
     Returns:
         ``backbone`` itself.

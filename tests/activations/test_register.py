@@ -107,7 +107,7 @@ def test_an_option_node_that_would_hide_a_key_is_refused(cfg):
             super().__init__()
 
     try:
-        with pytest.raises(pwlu_det.ConfigError, match=r"MODEL.ACTIVATION.STAGES is a key of its own"):
+        with pytest.raises(pwlu_det.ConfigError, match=r"MODEL.ACTIVATION.STAGES is already another key"):
             pwlu_det.add_pwlu_config(cfg)
     finally:
         del ACTIVATIONS["stages"]

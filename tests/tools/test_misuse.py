@@ -34,15 +34,18 @@ MISUSES = {
     ),
     "unknown stage": (
         ["MODEL.ACTIVATION.STAGES", "['res7']"],
-        "STAGES is ['res7']; it must be out of stem, res2",
+        "STAGES is ['res7']; it must be a subset of stem, res2",
     ),
-    "unknown position": (["MODEL.ACTIVATION.POSITIONS", "['act9']"], "must be out of act1, act2, act3"),
+    "unknown position": (["MODEL.ACTIVATION.POSITIONS", "['act9']"], "must be a subset of act1, act2, act3"),
     "no interval": ([PWLU + "NUM_INTERVALS", 0], "PWLU.NUM_INTERVALS is 0; it must be at least 1"),
     "odd N": (
         [PWLU + "NUM_INTERVALS", 5, PWLU + "REALIGN", False],
-        "NUM_INTERVALS is 5; it must be even where",
+        "NUM_INTERVALS is 5; it must be an even number without phase I",
     ),
-    "odd N, no phase I": ([PWLU + "NUM_INTERVALS", 5, PWLU + "PHASE1_ITERS", 0], "5; it must be even where"),
+    "odd N, no phase I": (
+        [PWLU + "NUM_INTERVALS", 5, PWLU + "PHASE1_ITERS", 0],
+        "5; it must be an even number",
+    ),
     "init bound": ([PWLU + "INIT_BOUND", -1.0], "INIT_BOUND is -1.0; it must be positive"),
     "momentum": ([PWLU + "STAT_MOMENTUM", 1.5], "STAT_MOMENTUM is 1.5; it must be in [0, 1)"),
     "sigmas": ([PWLU + "NUM_SIGMA", 0.0], "NUM_SIGMA is 0.0; it must be positive"),
@@ -59,7 +62,7 @@ MISUSES = {
     ),
     "SyncBN on CPUs": (
         ["--num-gpus", 2, "MODEL.FPN.NORM", "SyncBN"],
-        "MODEL.FPN.NORM is 'SyncBN'; it must be BN or GN: torch's SyncBN works on GPUs only",
+        "MODEL.FPN.NORM is 'SyncBN'; it must be BN or GN: torch's SyncBN only supports GPUs",
     ),
     "FrozenBN": (
         ["MODEL.RESNETS.NORM", "FrozenBN"],
@@ -75,11 +78,11 @@ MISUSES = {
     "no data set": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is (); it must be one data set or more"),
     "missing weights": (
         ["MODEL.WEIGHTS", "none.pth"],
-        "WEIGHTS is 'none.pth'; it must be a file that exists",
+        "WEIGHTS is 'none.pth'; it must be an existing file",
     ),
     "nothing to evaluate": (
         ["--eval-only"],
-        "MODEL.WEIGHTS is ''; it must be the file to evaluate, or use --resume",
+        "MODEL.WEIGHTS is ''; it must be the file to evaluate, unless --resume is used",
     ),
     "unwritable output": (["OUTPUT_DIR", "/dev/null/x"], "OUTPUT_DIR '/dev/null/x' cannot be written"),
 }
