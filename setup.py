@@ -34,10 +34,8 @@ class Unavailable(Exception):
 
 def cpu_extension():
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    ops = ("pwlu", "pointwise", "frelu")
-    sources = [*(f"{op}_cpu.cpp" for op in ops), "baseline_pwlu.cpp"]
-    if x86:
-        sources += [f"{name}_{op}.cpp" for name in ("avx2", "avx512") for op in ops]
+    sources = ["pwlu_cpu.cpp", "pointwise_cpu.cpp", "frelu_cpu.cpp"]
+    sources += [f"targets/{name}.cpp" for name in ("baseline", *(("avx2", "avx512") if x86 else ()))]
     return cpp_extension.CppExtension(
         CPU,
         [f"pwlu_det/csrc/cpu/{source}" for source in sources],
