@@ -33,7 +33,7 @@ def main() -> None:
     parser = build_parser()
     args = parser.parse_args()
     if args.output and not args.output.parent.is_dir():
-        parser.error(f"--output: there is no folder {args.output.parent}")
+        parser.error(f"--output: folder {args.output.parent} does not exist")
     warm = args.memory == "warm" and args.device == "cpu"
     if warm and platform.libc_ver()[0] != "glibc":
         parser.error("--memory warm needs glibc, which this system does not have; fresh is allowed")

@@ -293,7 +293,7 @@ MISUSES = {
     "contender": (["op", "--contenders", "relu7"], "unknown contender 'relu7'; known are torch.relu"),
     "one round": (["op", "--rounds", "1"], "1 is not at least 2, which quartiles need"),
     "threads": (["op", "--threads", "0"], "argument --threads: 0 is not at least 1"),
-    "output": (["op", "--output", "none/table.md"], "--output: there is no folder none"),
+    "output": (["op", "--output", "none/table.md"], "--output: folder none does not exist"),
     "nothing to do": (["model"], "model needs --config-file or --network"),
     "activation": (["model", "--network", "resnet18", "--activations", "relu7"], "activation 'relu7'; known"),
     "network": (

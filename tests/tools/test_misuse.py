@@ -231,9 +231,9 @@ def test_a_full_disk_in_training_is_one_clear_error(run_tool, tmp_path):
 
 
 EXPORT = {
-    "missing weights": (["--weights", "none.pth", "--output", "b.pth"], "there is no file none.pth"),
+    "missing weights": (["--weights", "none.pth", "--output", "b.pth"], "file none.pth does not exist"),
     "wrong ending": (["--weights", QUICKSTART, "--output", "b.pkl"], "'b.pkl'; its name must end in .pth"),
-    "missing folder": (["--weights", QUICKSTART, "--output", "none/b.pth"], "there is no folder none"),
+    "missing folder": (["--weights", QUICKSTART, "--output", "none/b.pth"], "folder none does not exist"),
 }
 
 
