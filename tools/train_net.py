@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a detectron2 config; takes what detectron2's own train_net.py takes."""
+"""Train or evaluate a model, with the same arguments as detectron2's train_net.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pwlu_det.errors import PwluDetError
 from pwlu_det.preflight import check_config, check_files, check_training
 
 logger = logging.getLogger("detectron2.train_net")
-WRONG_USE, FAILED = 2, 1  # exit status, as argparse and Python have it
+WRONG_USE, FAILED = 2, 1  # exit status, as in argparse and Python
 
 
 def main(args, cfg, notes):
@@ -34,7 +34,7 @@ def main(args, cfg, notes):
         if comm.is_main_process():
             print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(WRONG_USE)
-    except OSError as error:  # a full disk; where it was in the training, detectron2 has logged
+    except OSError as error:  # such as a full disk; detectron2 has logged the iteration
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(FAILED)
 
@@ -80,8 +80,15 @@ def invoke_main() -> None:
     except PwluDetError as error:
         parser.error(str(error))
     try:
-        launch(main, args, (args, cfg, notes))
-    except ProcessExitedException as error:  # it has said why
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args, cfg, notes),
+        )
+    except ProcessExitedException as error:  # the process has printed why
         sys.exit(error.exit_code or 1)
 
 

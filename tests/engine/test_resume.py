@@ -117,7 +117,7 @@ def test_what_has_changed_is_said(tmp_path, caplog):
     assert "NUM_WORKERS" not in caplog.text and "OUTPUT_DIR" not in caplog.text
 
     folder = cut(tmp_path / "whole", tmp_path / "other", 2)
-    with pytest.raises(CheckpointError, match=r"--resume: .*model_0000002.pth is not of this model: \d+"):
+    with pytest.raises(CheckpointError, match=r"--resume: .*model_0000002.pth does not match the model: \d+"):
         train(make_cfg(folder, activation="prelu"), resume=True)
     assert "MODEL.ACTIVATION.NAME: 'pwlu' -> 'prelu'" in caplog.text
 
@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_taken(tmp_path, 
     with caplog.at_level("WARNING"):
         Checkpointer(model, str(tmp_path)).resume_or_load("", resume=True)
     assert torch.equal(model["w"], torch.load(before)["model"]["w"])
-    assert f"{last} cannot be resumed (" in caplog.text and f"taking {before}" in caplog.text
+    assert f"{last} cannot be resumed (" in caplog.text and f"using {before} instead" in caplog.text
 
 
 def test_where_no_checkpoint_is_whole_that_is_an_error(tmp_path):
@@ -185,7 +185,7 @@ def test_where_no_checkpoint_is_whole_that_is_an_error(tmp_path):
     write_run(tmp_path)
     for file in tmp_path.glob("*.pth"):
         truncate(file)
-    with pytest.raises(CheckpointError, match=r"has no whole checkpoint(.|\n)*model_0000014.pth: ") as error:
+    with pytest.raises(CheckpointError, match=r"has no intact checkpoint(.|\n)*model_0000014.pth: ") as error:
         find_resumable(str(tmp_path))
     assert str(error.value).count("\n") == 3
 
