@@ -1,30 +1,46 @@
 #!/usr/bin/env python
-"""Draw the PWLUs that a checkpoint holds."""
+"""Draw the PWLUs that a checkpoint holds, or how they were learned from several checkpoints of a run."""
 
 from __future__ import annotations
 
 import argparse
 
 from pwlu_det.analysis.plots import plot_pwlus
-from pwlu_det.checkpoint.reader import read_checkpoint
+from pwlu_det.analysis.snapshots import read_snapshots
 from pwlu_det.errors import PwluDetError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--weights", required=True, metavar="FILE", help="a .pth checkpoint or exported backbone"
+        "--weights",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="a .pth checkpoint or exported backbone, or several checkpoints of one run in the order to draw",
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, e.g. a .png")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="the picture to write, e.g. a .png; several checkpoints make a strip, or an animation in a .gif",
+    )
+    parser.add_argument(
+        "--sites",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="what to draw, e.g. stem.act1 res2.0.act2 (default: a few from the first to the last)",
+    )
     args = parser.parse_args()
     try:
-        state = read_checkpoint(args.weights)["model"]
+        snapshots = read_snapshots(args.weights)
     except PwluDetError as error:
         parser.error(f"--weights {error}")
     try:
-        plot_pwlus(state, args.output)
+        plot_pwlus(snapshots, args.output, args.sites)
     except ValueError as error:
-        parser.error(f"--weights {args.weights}: {error}")
+        parser.error(str(error))
     except OSError as error:
         parser.error(f"--output {args.output} cannot be written: {error}")
     print(f"Picture written to {args.output}")

@@ -1,77 +1,195 @@
-"""Pictures of learned activations."""
+"""Pictures of learned activations: of one checkpoint, or of several as a strip or an animation."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
 from torch import Tensor
 
-from pwlu_det import ops
+from pwlu_det.analysis.snapshots import Site, Snapshot
 from pwlu_det.checkpoint.atomic import atomic_writer
 
-_PARAMETERS = ("points", "left_bound", "right_bound", "left_slope", "right_slope")
+# Okabe and Ito's palette, which is safe for colour-blind readers.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_DARK = "0.25"
+_WIDTH = 8.3  # inches: at 100 dots per inch the width of a README
 
 
-def plot_pwlus(state: Mapping[str, Tensor], output: str, num_sites: int = 8, num_channels: int = 5) -> None:
+def plot_pwlus(
+    snapshots: Sequence[Snapshot], output: str, names: Sequence[str] = (), num_channels: int = 5
+) -> None:
     """Draw learned PWLUs as the paper's figure 7 does: a few channels of a few sites, bounds marked.
 
+    Several snapshots make a strip, or an animation where ``output`` ends in ``.gif``.
+
     Args:
-        state: a model's state dict; sites are found by their keys.
+        snapshots: of one model, from :func:`read_snapshots`.
         output: the picture, in the format that its ending names, out of those that matplotlib writes.
-        num_sites: how many sites, evenly chosen from the first to the last.
-        num_channels: how many channels of each, those whose functions differ most from ReLU.
+        names: the sites; by default eight, or four of several snapshots, evenly chosen from first to last.
+        num_channels: how many channels of each.
 
     Raises:
-        ValueError: the state dict holds no PWLU or a damaged one, or the format is unknown.
+        ValueError: there is no site of that name, or the format is unknown.
         OSError: the picture cannot be written.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained")
-    known, ending = figure.canvas.get_supported_filetypes(), os.path.splitext(output)[1][1:].lower()
+    known = sorted({*Figure().canvas.get_supported_filetypes(), "gif"})
+    ending = os.path.splitext(output)[1][1:].lower()
     if ending not in known:
         raise ValueError(f"the picture's name must end in one of {', '.join(known)}, and {output!r} does not")
-    sites = [key.removesuffix(".points") for key in state if key.endswith(".points")]
-    if not sites:
-        raise ValueError("the file holds no PWLU: no key ends in '.points'")
-    chosen = torch.linspace(0, len(sites) - 1, min(num_sites, len(sites))).round().int().tolist()
-    columns = min(4, len(chosen))
-    rows = -(-len(chosen) // columns)
-    figure.set_size_inches(2.6 * columns, 2.2 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, index in zip(axes, chosen):
-        _plot_site(axis, _parameters(state, sites[index]), num_channels)
-        axis.set_title(sites[index].removeprefix("backbone.").removeprefix("bottom_up."), fontsize=9)
-    for axis in axes[len(chosen) :]:
-        axis.remove()
+    names = names or _choose_sites(snapshots[0], 8 if len(snapshots) == 1 else 4)
     with atomic_writer(output) as f:
-        figure.savefig(f, dpi=120, format=ending)
+        if ending == "gif":
+            _write_gif(f, draw_pages(snapshots, names, num_channels), _durations(snapshots, names))
+            return
+        draw = draw_strip if len(snapshots) > 1 else lambda *arguments: draw_pages(*arguments)[0]
+        draw(snapshots, names, num_channels).savefig(f, dpi=200, format=ending)
 
 
-def _parameters(state: Mapping[str, Tensor], site: str) -> list[Tensor]:
-    parameters = [state.get(f"{site}.{name}") for name in _PARAMETERS]
-    if any(p is None or not p.isfinite().all() for p in parameters):
-        raise ValueError(f"its {site} is no whole PWLU, or not finite")
-    points, *others = parameters
-    if points.dim() != 2 or 0 in points.shape or any(p.shape != points.shape[:1] for p in others):
-        raise ValueError(f"its {site} has parameters whose shapes do not fit together")
-    return [p.float() for p in parameters]
+def draw_pages(snapshots: Sequence[Snapshot], names: Sequence[str], num_channels: int = 5) -> list[Figure]:
+    """A figure for each snapshot, with a panel for each site.
+
+    All figures have the same axes and channels, those that differ most from ReLU in the last snapshot.
+
+    Raises:
+        ValueError: there is no site of that name.
+    """
+    views = [_choose_view(snapshots, name, num_channels) for name in names]
+    columns = min(4, len(views))
+    rows = -(-len(views) // columns)
+    figures = []
+    for snapshot, title in zip(snapshots, _titles(snapshots, names)):
+        figure = _make_figure(0.6 + 2.0 * rows)
+        figure.suptitle(" · ".join(title), fontsize=10)
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axis, view in zip(axes, views):
+            _draw_site(axis, snapshot.sites[view.name], view)
+            axis.set_title(view.name, fontsize=9)
+        for axis in axes[len(views) :]:
+            axis.remove()
+        figures.append(figure)
+    return figures
 
 
-def _plot_site(axis, parameters: list[Tensor], num_channels: int) -> None:
-    points, left_bound, right_bound, *_ = parameters
-    # [P, 200]: a tenth of the width beyond the bounds on either side
-    fraction = torch.linspace(-0.1, 1.1, 200)
-    x = left_bound[:, None] + fraction * (right_bound - left_bound)[:, None]
-    y = ops.pwlu(x.T.contiguous(), *parameters).T
-    difference = (y - x.relu()).abs().mean(1) / (right_bound - left_bound)
-    channels = difference.argsort(descending=True)[:num_channels]
-    for c in channels.tolist():
-        (line,) = axis.plot(x[c], y[c], linewidth=1.2)
-        ends = ([left_bound[c], right_bound[c]], [points[c, 0], points[c, -1]])
-        axis.plot(*ends, "o", markersize=3, color=line.get_color())
-    span = torch.tensor([x[channels].min(), x[channels].max()])
-    axis.plot(*[torch.linspace(*span, 100), torch.linspace(*span, 100).relu()], ":", color="0.5", linewidth=1)
+def draw_strip(snapshots: Sequence[Snapshot], names: Sequence[str], num_channels: int = 5) -> Figure:
+    """A figure with a column for each snapshot and a row for each site; see :func:`draw_pages`."""
+    views = [_choose_view(snapshots, name, num_channels) for name in names]
+    figure = _make_figure(0.7 + len(views) * 0.9 * _WIDTH / len(snapshots))
+    axes = figure.subplots(len(views), len(snapshots), squeeze=False, sharex="row", sharey="row")
+    for row, view in zip(axes, views):
+        row[0].set_ylabel(view.name, fontsize=8)
+        for axis, snapshot in zip(row, snapshots):
+            _draw_site(axis, snapshot.sites[view.name], view)
+    for axis, title in zip(axes[0], _titles(snapshots, names)):
+        axis.set_title("\n".join(title), fontsize=8)
+    return figure
+
+
+@dataclass
+class _View:
+    """What all pictures of a site have in common."""
+
+    name: str
+    channels: list[int]
+    x: Tensor
+    """the inputs, ``[400]``: from the lowest left bound to the highest right bound, and a little more"""
+    y_limits: tuple[float, float]
+
+
+def _choose_sites(snapshot: Snapshot, number: int) -> list[str]:
+    names = list(snapshot.sites)
+    chosen = torch.linspace(0, len(names) - 1, min(number, len(names))).round().int().tolist()
+    return [names[i] for i in chosen]
+
+
+def _choose_view(snapshots: Sequence[Snapshot], name: str, num_channels: int) -> _View:
+    if name not in snapshots[0].sites:
+        raise ValueError(f"there is no PWLU {name!r}; there are {', '.join(snapshots[0].sites)}")
+    history = [snapshot.sites[name] for snapshot in snapshots]
+    left, right = history[-1].bounds.split(1, dim=1)
+    width = (right - left).clamp(min=1e-4)
+    x = left + torch.linspace(0, 1, 200) * width
+    difference = (history[-1](x) - x.relu()).abs().mean(1) / width[:, 0]
+    channels = difference.argsort(descending=True)[:num_channels].tolist()
+
+    placed = [site for site in history if not site.collecting] or history
+    low, high = torch.cat([site.bounds[channels] for site in placed]).flatten().aminmax()
+    margin = 0.08 * (high - low).clamp(min=1e-4)
+    x = torch.linspace(low - margin, high + margin, 400, dtype=low.dtype)
+    low, high = torch.cat([site(x.expand(len(left), -1))[channels] for site in history]).flatten().aminmax()
+    margin = 0.05 * (high - low).clamp(min=1e-4)
+    return _View(name, channels, x, (float(low - margin), float(high + margin)))
+
+
+def _phases(snapshots: Sequence[Snapshot], names: Sequence[str]) -> list[str]:
+    """What each picture shows of the two phases: the first one of phase II after phase I is special."""
+    phases = []
+    for snapshot in snapshots:
+        collecting = {snapshot.sites[name].collecting for name in names}
+        if collecting == {True}:
+            phases.append("phase I: ReLU")
+        elif collecting == {False}:
+            after_phase1 = phases and phases[-1].startswith("phase I:")
+            phases.append(f"phase II: {'bounds placed' if after_phase1 else 'shape learned'}")
+        else:
+            phases.append("phases I and II")
+    return phases
+
+
+def _titles(snapshots: Sequence[Snapshot], names: Sequence[str]) -> list[list[str]]:
+    """The lines of each title."""
+    return [
+        [phase] if snapshot.iterations is None else [f"after {snapshot.iterations} iterations", phase]
+        for snapshot, phase in zip(snapshots, _phases(snapshots, names))
+    ]
+
+
+def _make_figure(height: float) -> Figure:
+    figure = Figure((_WIDTH, height), layout="constrained")
+    handles = [
+        Line2D([], [], linestyle=":", color=_DARK, label="ReLU"),
+        Line2D([], [], color=_COLORS[0], label="function of one channel"),
+        Line2D([], [], linestyle="", marker="o", markersize=4, color=_COLORS[0], label="its bounds"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    return figure
+
+
+def _draw_site(axis: Axes, site: Site, view: _View) -> None:
+    y = site(view.x.expand(len(site.bounds), -1))
+    if site.collecting:  # all channels are one function
+        axis.plot(view.x, y[0], color=_DARK, linewidth=1.5)
+    else:
+        ends = site(site.bounds)
+        axis.set_prop_cycle(color=_COLORS)
+        for c in view.channels:
+            (line,) = axis.plot(view.x, y[c], linewidth=1.2)
+            axis.plot(site.bounds[c], ends[c], "o", markersize=4, color=line.get_color())
+    axis.plot(view.x, view.x.relu(), ":", color=_DARK, linewidth=1)
+    axis.set_xlim(float(view.x[0]), float(view.x[-1]))
+    axis.set_ylim(*view.y_limits)
     axis.tick_params(labelsize=7)
+
+
+def _durations(snapshots: Sequence[Snapshot], names: Sequence[str]) -> list[int]:
+    """Milliseconds of each frame: time to read where something new begins, and at the end."""
+    phases = _phases(snapshots, names)
+    new = [phase != before for phase, before in zip(phases, ["", *phases])]
+    return [*(1500 if is_new else 500 for is_new in new[:-1]), 3000]
+
+
+def _write_gif(f: BinaryIO, figures: Sequence[Figure], durations: list[int]) -> None:
+    frames = []
+    for figure in figures:
+        frame = io.BytesIO()
+        figure.savefig(frame, dpi=100, format="png")
+        frames.append(Image.open(frame).convert("RGB"))
+    frames[0].save(f, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)

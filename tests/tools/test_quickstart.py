@@ -130,6 +130,18 @@ def test_learned_activations_are_drawn(demo, run_tool, tmp_path):
     picture = tmp_path / "learned.png"
     run_tool("tools/plot_activations.py", "--weights", folder / "backbone.pth", "--output", picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+    strip, run = tmp_path / "strip.svg", [folder / f"model_{i:07d}.pth" for i in (3, 7)]
+    arguments = ("--weights", *run, folder / "model_final.pth", "--sites", "stem.act1", "res5.1.act2")
+    run_tool("tools/plot_activations.py", *arguments, "--output", strip)
+    texts = re.findall(r"<!-- (.*?) -->", strip.read_text())  # beside the outlines of their letters
+    assert [text for text in texts if "iterations" in text or "phase" in text] == [
+        *("after 4 iterations", "phase I: ReLU"),
+        *("after 8 iterations", "phase II: bounds placed"),
+        *("after 12 iterations", "phase II: shape learned"),
+    ]
+    assert "stem.act1" in texts and "res5.1.act2" in texts and "top_block.act" not in texts
+
     torch.save({"model": {"stem.conv1.weight": torch.zeros(1)}}, tmp_path / "relu.pth")
     arguments = ("--weights", tmp_path / "relu.pth", "--output", tmp_path / "none.png")
     assert "the file holds no PWLU" in run_tool("tools/plot_activations.py", *arguments, code=2)
