@@ -31,14 +31,14 @@ def resnet_of(cfg, depth=50, kind="resnet", **activation):
 
 
 @pytest.fixture
-def scripted_losses_have_run(cfg):
-    """fvcore scripts the focal loss, and TorchScript's first run rounds otherwise than all later ones."""
+def warm_up_scripted_losses(cfg):
+    """fvcore scripts the focal loss, and the first run in TorchScript rounds differently from later ones."""
     cfg = cfg.clone()
     set_detector(cfg, "retinanet")
     losses_and_gradients(build(cfg))
 
 
-@pytest.mark.usefixtures("scripted_losses_have_run")
+@pytest.mark.usefixtures("warm_up_scripted_losses")
 @pytest.mark.parametrize("norm", ["BN", "GN", "FrozenBN"])
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
@@ -78,7 +78,7 @@ def test_relu_equals_the_stock_backbone_at_other_depths(cfg, depth):
         assert torch.equal(a, b)
 
 
-def test_pwlu_stands_at_every_site_and_only_adds_keys(cfg):
+def test_pwlu_is_at_every_site_and_only_adds_keys(cfg):
     set_detector(cfg, "retinanet", 50)
     relu_keys = set(build(cfg).state_dict())
     cfg.MODEL.ACTIVATION.NAME = "pwlu"
@@ -92,7 +92,7 @@ def test_pwlu_stands_at_every_site_and_only_adds_keys(cfg):
     assert "backbone.bottom_up.res2.0.act1.points" in added
 
 
-def test_pwlu_has_the_channels_of_what_feeds_it(cfg):
+def test_pwlu_has_the_channels_of_its_input(cfg):
     model = resnet_of(cfg, NAME="pwlu")
     sizes = {
         name: module.points.shape[0] for name, module in model.named_modules() if isinstance(module, PWLU)
@@ -102,7 +102,7 @@ def test_pwlu_has_the_channels_of_what_feeds_it(cfg):
     assert [sizes[f"res5.2.act{i}"] for i in (1, 2, 3)] == [512, 512, 2048]
 
 
-def test_stages_and_positions_choose_the_sites(cfg):
+def test_stages_and_positions_select_the_sites(cfg):
     model = resnet_of(cfg, NAME="pwlu", STAGES=["stem", "res3"], POSITIONS=["act1", "act3"])
     assert pwlu_sites(model) == {"stem.act1"} | {f"res3.{b}.act{i}" for b in range(4) for i in (1, 3)}
     assert isinstance(model.res3[0].act2, nn.ReLU)
@@ -124,7 +124,7 @@ def test_frozen_stages_keep_relu_or_get_frozen_activations(cfg):
     assert all(not p.requires_grad for p in converted.stem.parameters())
 
 
-def test_p6_reaches_its_other_readers_unchanged(cfg):
+def test_p6_is_returned_without_activation(cfg):
     for name in ("relu", "pwlu"):
         model = resnet_of(cfg, depth=18, kind="retinanet", NAME=name)
         features = model(torch.randn(1, 3, 64, 64))
@@ -133,7 +133,7 @@ def test_p6_reaches_its_other_readers_unchanged(cfg):
 
 @pytest.mark.parametrize("modulated", [False, True])
 def test_deformable_blocks_are_converted(cfg, monkeypatch, modulated):
-    """With a stand-in: the deformable convolution itself needs detectron2's compiled part."""
+    """Uses a stand-in, since deformable convolution needs detectron2's compiled extension."""
 
     class StandIn(nn.Conv2d):
         def __init__(self, *args, deformable_groups, norm, **kwargs):
@@ -151,7 +151,7 @@ def test_deformable_blocks_are_converted(cfg, monkeypatch, modulated):
     cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
     stock = build_backbone(cfg, ShapeSpec(channels=3))
     for block in (*stock.res4, *stock.res5):
-        nn.init.normal_(block.conv2_offset.weight, std=0.01)  # zero at the start, which would hide a swap
+        nn.init.normal_(block.conv2_offset.weight, std=0.01)  # 0 by default, which would hide an error
     relu.load_state_dict(stock.state_dict())
     x = torch.randn(2, 3, 64, 64)
     for a, b in zip(relu(x).values(), stock(x).values()):

@@ -1,4 +1,4 @@
-"""Runs that are resumed in the same process; tests/reliability kills real ones."""
+"""Runs that are resumed within one process; tests/reliability kills and resumes real processes."""
 
 import copy
 
@@ -29,7 +29,7 @@ def train(cfg, resume=False, hooks=()):
 VARIANTS = {
     "float32": ([], {}),
     "autocast and PreciseBN": ([*AMP, *PRECISE_BN], {}),
-    "workers that draw sizes and flips": (
+    "workers with random sizes and flips": (
         [
             "DATALOADER.NUM_WORKERS",
             2,
@@ -40,12 +40,12 @@ VARIANTS = {
         ],
         {"activation": "rrelu"},
     ),
-    "Mask R-CNN, which samples": (CLIP_VALUE, {"detector": "mask_rcnn", "activation": "rpau"}),
+    "Mask R-CNN with a random activation": (CLIP_VALUE, {"detector": "mask_rcnn", "activation": "rpau"}),
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, variant):
+def test_resumed_run_is_identical_bit_for_bit(tmp_path, variant):
     options, rest = variant
     train(make_cfg(tmp_path / "whole", *options, **rest))
     expected = load_final(tmp_path / "whole")
@@ -56,7 +56,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, variant):
         assert differences(expected, load_final(folder)) == []
 
 
-def test_a_run_without_a_seed_goes_on_with_its_own(tmp_path):
+def test_run_without_a_seed_resumes_with_its_random_seed(tmp_path):
     cfg = settle_seed(make_cfg(tmp_path / "whole", "SEED", -1))
     assert cfg.SEED >= 0
     train(cfg)
@@ -70,7 +70,7 @@ def test_a_run_without_a_seed_goes_on_with_its_own(tmp_path):
 
 
 class Watch(HookBase):
-    """Keeps the parameters and statistics of all PWLUs as they are behind each step."""
+    """Records the parameters and statistics of all PWLUs after each step."""
 
     def __init__(self):
         self.states, self.dtypes = [], set()
@@ -108,7 +108,7 @@ def test_phases_under_autocast(tmp_path, options):
         assert len(differences(before, after)) == 5
 
 
-def test_what_has_changed_is_said(tmp_path, caplog):
+def test_changed_config_values_are_logged(tmp_path, caplog):
     train(make_cfg(tmp_path / "whole"))
     folder = cut(tmp_path / "whole", tmp_path / "cut", 2)
     with caplog.at_level("WARNING"):
@@ -122,7 +122,7 @@ def test_what_has_changed_is_said(tmp_path, caplog):
     assert "MODEL.ACTIVATION.NAME: 'pwlu' -> 'prelu'" in caplog.text
 
 
-def test_changes_are_found_at_any_depth():
+def test_config_changes_are_found_at_any_depth():
     old = {"A": 1, "B": {"C": [1, 2], "D": "x"}, "TEST": {"AUG": 1}, "OUTPUT_DIR": "a"}
     new = {"A": 1, "B": {"C": [1, 3], "E": "x"}, "TEST": {"AUG": 2}, "OUTPUT_DIR": "b"}
     absent = "'(no such key)'"
@@ -163,13 +163,13 @@ DAMAGES = {
     "a flipped bit": flip_a_bit,
     "empty": lambda file: file.write_bytes(b""),
     "foreign": lambda file: file.write_text("not a checkpoint"),
-    "of no training": lambda file: torch.save({"model": {}}, file),
-    "gone": lambda file: file.unlink(),
+    "not from training": lambda file: torch.save({"model": {}}, file),
+    "deleted": lambda file: file.unlink(),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_taken(tmp_path, damage, caplog):
+def test_damaged_checkpoint_is_named_and_the_newest_intact_one_is_used(tmp_path, damage, caplog):
     last, before = write_run(tmp_path)
     assert find_resumable(str(tmp_path)) == Resumable(str(last))
     damage(last)
@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_taken(tmp_path, 
     assert f"{last} cannot be resumed (" in caplog.text and f"using {before} instead" in caplog.text
 
 
-def test_where_no_checkpoint_is_whole_that_is_an_error(tmp_path):
+def test_no_intact_checkpoint_is_an_error(tmp_path):
     assert find_resumable(str(tmp_path)) == Resumable()
     write_run(tmp_path)
     for file in tmp_path.glob("*.pth"):
@@ -190,7 +190,7 @@ def test_where_no_checkpoint_is_whole_that_is_an_error(tmp_path):
     assert str(error.value).count("\n") == 3
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(RuntimeError, match="on the way"), atomic_writer(str(path)) as f:
