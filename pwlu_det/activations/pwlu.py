@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from pwlu_det import ops
 from pwlu_det.activations.registry import check_option, register_activation
+from pwlu_det.ops.pwlu import PARAMETERS
 
 COLLECTING = 1
 """Phase I: the parameters hold ReLU and are frozen, and the site collects statistics of its input."""
 LEARNING = 2
 """Phase II: the site learns."""
 
-_PARAMETERS = ("points", "left_bound", "right_bound", "left_slope", "right_slope")
 _BUFFERS = ("phase", "running_mean", "running_std", "num_batches")
 
 _NO_HOOK = (
@@ -110,7 +110,7 @@ class PWLU(nn.Module):
 
         size = num_channels if channel_wise else 1
         self.points = nn.Parameter(torch.empty(size, num_intervals + 1))
-        for name in _PARAMETERS[1:]:
+        for name in list(PARAMETERS)[1:]:
             self.register_parameter(name, nn.Parameter(torch.empty(size)))
         self.register_buffer("phase", torch.tensor(LEARNING))
         self.register_buffer("num_batches", torch.tensor(0))
@@ -205,7 +205,7 @@ class PWLU(nn.Module):
         return trains and self.collecting and any(p.requires_grad for p in self._parameter_list())
 
     def _parameter_list(self) -> tuple[Tensor, ...]:
-        return self.points, self.left_bound, self.right_bound, self.left_slope, self.right_slope
+        return tuple(getattr(self, name) for name in PARAMETERS)
 
     def _collect(self, moments: Moments) -> None:
         if self.defers_update:
@@ -263,8 +263,8 @@ class PWLU(nn.Module):
         return True
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
-        found = {name for name in (*_PARAMETERS, *_BUFFERS) if prefix + name in state_dict}
-        lacking = [name for name in _PARAMETERS if name not in found]
+        found = {name for name in (*PARAMETERS, *_BUFFERS) if prefix + name in state_dict}
+        lacking = [name for name in PARAMETERS if name not in found]
         if found and lacking:
             errors.append(
                 f"the file has only some parameters of the PWLU '{prefix[:-1]}' ({', '.join(lacking)} "
