@@ -9,7 +9,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 CONFIG = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
-CUSTOM_ACTIVATION, SCRIPT, CUSTOM_TRAINER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CUSTOM_ACTIVATION, SCRIPT, CUSTOM_MAPPER, CUSTOM_TRAINER = re.findall(
+    r"```python\n(.*?)```", README, re.DOTALL
+)
 SHORT = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.WARMUP_ITERS", 0, "DATASETS.TEST", "()")
 
 
@@ -20,9 +22,12 @@ def run_script(run_tool, folder, text, config, *overrides):
     return output, [torch.load(folder / f"model_{i:07d}.pth", weights_only=True) for i in range(4)]
 
 
-@pytest.mark.parametrize("trainer", ["pwlu_det.Trainer", "MyTrainer"])
+@pytest.mark.parametrize("trainer", ["pwlu_det.Trainer", "custom mapper", "custom trainer"])
 def test_script_trains_in_both_phases(run_tool, tmp_path, trainer):
-    script = SCRIPT.replace("import pwlu_det\n", CUSTOM_TRAINER).replace("pwlu_det.Trainer", trainer)
+    custom = {"custom mapper": CUSTOM_MAPPER, "custom trainer": CUSTOM_TRAINER}.get(trainer, "")
+    script = SCRIPT.replace("import pwlu_det\n", f"import pwlu_det\n{custom}")
+    if custom:
+        script = script.replace("pwlu_det.Trainer(cfg)", "MyTrainer(cfg)")
     overrides = ("MODEL.ACTIVATION.PWLU.PHASE1_ITERS", 2, "MODEL.ACTIVATION.LR_FACTOR", 2.0)
     output, checkpoints = run_script(run_tool, tmp_path, script, CONFIG, *overrides)
     assert "realigned 18 sites at iteration 2" in output
@@ -37,7 +42,7 @@ def test_script_trains_in_both_phases(run_tool, tmp_path, trainer):
         (0.02, 0),
     ]
     exact = "ExactResume" in checkpoints[-1]["trainer"]["hooks"]
-    assert exact == ("CPU kernels" in output) == (trainer == "pwlu_det.Trainer")
+    assert exact == ("CPU kernels" in output) == (trainer != "custom trainer")
 
 
 def test_custom_activation_is_trained(run_tool, tmp_path):

@@ -146,7 +146,7 @@ def test_invalid_option_is_reported_before_anything_is_built(cfg, key):
 def test_meta_acon_has_too_few_channels_for_group_norm(cfg):
     set_detector(cfg, "retinanet", norm="GN")
     cfg.MODEL.ACTIVATION.NAME = "meta_acon"
-    with pytest.raises(ConfigError, match="NORM is 'GN'; it must be BN, SyncBN or FrozenBN where"):
+    with pytest.raises(ConfigError, match="NORM is 'GN'; it must be BN, SyncBN or FrozenBN if"):
         check_config(cfg)
     cfg.MODEL.ACTIVATION.META_ACON.MODE = "pixel"
     check_config(cfg)

@@ -107,7 +107,7 @@ def test_only_training_collects_statistics(forward):
     site, inputs = collecting_site(3), batches()
     site(inputs[0])
     before = snapshot(site)
-    assert torch.equal(forward(site, inputs[1]), inputs[1].relu())
+    torch.testing.assert_close(forward(site, inputs[1]), inputs[1].relu(), rtol=1e-6, atol=1e-6)
     assert_same_state(site, before)
 
 
@@ -309,7 +309,7 @@ def test_missing_parameter_raises_an_error_naming_the_site(lacking):
     before, saved = snapshot(net), nn.ModuleDict({"act1": trained_site()}).state_dict()
     del saved[f"act1.{lacking}"]
     with pytest.raises(
-        RuntimeError, match=rf"'act1' \({lacking} missing.*NUM_INTERVALS than 16.*CHANNEL_WISE"
+        RuntimeError, match=rf"'act1' \({lacking} missing.*NUM_INTERVALS other than 16.*CHANNEL_WISE"
     ):
         net.load_state_dict(saved, strict=False)
     assert_same_state(net, before)

@@ -88,7 +88,9 @@ def test_invalid_registrations_are_rejected(bounded_below):
         pwlu_det.register_activation("pwlu")(bounded_below)
     with pytest.raises(ValueError, match=r"register_activation\('mine'\): the constructor of GELU must"):
         pwlu_det.register_activation("mine")(nn.GELU)
-    with pytest.raises(ValueError, match="the constructor of Needy must take num_channels, and then options"):
+    with pytest.raises(
+        ValueError, match="the constructor of Needy must take num_channels, followed by options"
+    ):
 
         @pwlu_det.register_activation("needy")
         class Needy(nn.Module):
@@ -105,7 +107,7 @@ def test_option_node_that_would_hide_a_config_key_is_rejected(cfg):
             super().__init__()
 
     try:
-        with pytest.raises(pwlu_det.ConfigError, match=r"MODEL.ACTIVATION.STAGES is a key of its own"):
+        with pytest.raises(pwlu_det.ConfigError, match=r"MODEL.ACTIVATION.STAGES is already another key"):
             pwlu_det.add_pwlu_config(cfg)
     finally:
         del ACTIVATIONS["stages"]

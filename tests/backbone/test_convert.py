@@ -2,12 +2,13 @@ import pytest
 import torch
 from detectors import CONVERTED, STOCK, batch, build, losses_and_gradients, set_detector
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone
+from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.backbone import resnet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
-from pwlu_det import PWLU, convert_activations
+import pwlu_det
+from pwlu_det import PWLU, PwluDetError, convert_activations
 
 SITES_OF_R50 = {
     f"{stage}.{block}.act{i}"
@@ -168,5 +169,83 @@ def test_unknown_block_type_is_an_error(cfg):
     model.res2[1] = OwnBlock(256, 256, bottleneck_channels=64)
     with pytest.raises(ValueError, match=r"res2: it holds a OwnBlock.*BottleneckBlock.*STAGES"):
         convert_activations(model, lambda _: nn.ReLU(), ["res2"], ["act1"])
-    with pytest.raises(ValueError, match="only of a ResNet"):
+    with pytest.raises(ValueError, match="only those of detectron2"):
         convert_activations(nn.Sequential(), lambda _: nn.ReLU(), ["res2"], ["act1"])
+
+
+# --- nothing stays ReLU in silence ----------------------------------------------------------------
+
+NO_SITES = {
+    "no such stage": ({"STAGES": ["top"]}, "fpn", 50),
+    "no such position": ({"POSITIONS": ["act3"]}, "resnet", 18),
+    "frozen stages alone": ({"STAGES": ["stem", "res2"]}, "resnet", 50),
+    "C4, whose res5 is in the head": ({"STAGES": ["res5"]}, "C4", 50),
+}
+
+
+@pytest.mark.parametrize("activation, kind, depth", NO_SITES.values(), ids=NO_SITES)
+def test_an_activation_without_a_site_is_an_error(cfg, activation, kind, depth):
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2 if activation.get("STAGES", [""])[0] == "stem" else 0
+    if kind == "C4":
+        cfg.MODEL.RESNETS.OUT_FEATURES, kind = ["res4"], None
+    for name in ("pwlu", "prelu"):
+        with pytest.raises(PwluDetError, match=r"no activation is converted: stages .* have no site"):
+            if kind is None:
+                cfg.MODEL.BACKBONE.NAME = "build_act_resnet_backbone"
+                cfg.MODEL.ACTIVATION.NAME = name
+                cfg.MODEL.ACTIVATION.STAGES = activation["STAGES"]
+                build_backbone(cfg, ShapeSpec(channels=3))
+            else:
+                resnet_of(cfg, depth=depth, kind=kind, NAME=name, **activation)
+
+
+def test_relu_needs_no_site(cfg):
+    resnet_of(cfg, kind="fpn", NAME="relu", STAGES=["top"])
+
+
+def test_a_few_stages_that_are_missing_are_a_warning(cfg, caplog):
+    with caplog.at_level("WARNING"):
+        model = resnet_of(cfg, depth=18, kind="fpn", NAME="pwlu", STAGES=["res3", "top"])
+    assert pwlu_sites(model) == {f"bottom_up.res3.{b}.act{i}" for b in range(2) for i in (1, 2)}
+    assert "STAGES: the backbone has no top; it has stem, res2, res3, res4, res5" in caplog.text
+
+
+def test_a_failed_conversion_changes_nothing(cfg):
+    set_detector(cfg, "retinanet", 50)
+    cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
+    model = build_backbone(cfg, ShapeSpec(channels=3))
+    before = [(name, type(m)) for name, m in model.named_modules()]
+    calls = []
+
+    def build(num_channels):
+        calls.append(num_channels)
+        if len(calls) == 5:
+            raise RuntimeError("no more")
+        return PWLU(num_channels)
+
+    with pytest.raises(RuntimeError, match="no more"):
+        convert_activations(model, build, ["stem", "res2"], ["act1", "act2"])
+
+    class OwnBlock(BottleneckBlock):
+        pass
+
+    with pytest.raises(ValueError, match="it holds a OwnBlock"):
+        block, model.res3[3].__class__ = model.res3[3], OwnBlock
+        convert_activations(model, PWLU, ["stem", "res2", "res3"], ["act1"])
+    block.__class__ = BottleneckBlock
+    assert [(name, type(m)) for name, m in model.named_modules()] == before
+
+
+def test_a_second_call_keeps_the_config(cfg):
+    cfg.MODEL.ACTIVATION.NAME, cfg.SOLVER.AMP.DTYPE = "pwlu", "bfloat16"
+    pwlu_det.add_pwlu_config(cfg)
+    assert (cfg.MODEL.ACTIVATION.NAME, cfg.SOLVER.AMP.DTYPE) == ("pwlu", "bfloat16")
+
+
+def test_a_backbone_that_does_not_know_the_activation_is_an_error(cfg):
+    set_detector(cfg, "retinanet", 18)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ACTIVATION.NAME = STOCK["retinanet"], "pwlu"
+    model = build_model(cfg)
+    for check in (lambda: pwlu_det.build_optimizer(cfg, model), lambda: pwlu_det.Trainer.build_model(cfg)):
+        with pytest.raises(pwlu_det.ConfigError, match="but the model has no such activation"):
+            check()

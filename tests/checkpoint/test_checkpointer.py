@@ -74,7 +74,7 @@ def test_file_that_would_run_code_is_rejected(cfg, tmp_path, name):
         (tmp_path / name).write_bytes(pickle.dumps(content))
     else:
         torch.save(content, tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"the file asks for .*mkdir; only"):
+    with pytest.raises(CheckpointError, match=r"the file refers to .*mkdir; only"):
         Checkpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / name))
     assert not mark.exists()
 
@@ -85,7 +85,7 @@ def test_small_pickle_uses_little_memory(tmp_path):
     path.write_bytes(b"\x80\x02}r\x00\x00\x00\x01.")
     tracemalloc.start()
     try:
-        with pytest.raises(CheckpointError, match="it holds no tensors"):
+        with pytest.raises(CheckpointError, match="it contains no tensors"):
             read_checkpoint(str(path))
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:

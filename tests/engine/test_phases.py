@@ -187,7 +187,7 @@ def test_realignment_is_logged(caplog):
     with caplog.at_level("INFO", logger="detectron2.pwlu_det.engine.phases"):
         train(Toy(), phase1_iters=2, max_iter=3)
     text = caplog.text
-    assert "2 of 2 trainable sites collect statistics, up to iteration 2" in text
+    assert "2 of 2 trainable sites collect statistics up to iteration 2" in text
     assert "realigned 2 sites at iteration 2; left bounds in [" in text
 
 

@@ -1,43 +1,21 @@
 """Runs that are resumed within one process; tests/reliability kills and resumes real processes."""
 
 import copy
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.engine import HookBase
 from kill_and_resume import differences, load_final
+from small_runs import cut, make_cfg
 
 from pwlu_det import PWLU, CheckpointError, Trainer
 from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
 from pwlu_det.checkpoint.checkpointer import Checkpointer, Resumable, find_resumable
-from pwlu_det.config import load_config
 from pwlu_det.engine.resume import describe_changes, settle_seed
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "configs/quickstart"
-SMALL = [
-    *("DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 3),
-    *(
-        "MODEL.ACTIVATION.PWLU.PHASE1_ITERS",
-        4,
-        "MODEL.FPN.OUT_CHANNELS",
-        16,
-        "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
-        50,
-    ),
-    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
-]
 PRECISE_BN = ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2]
 AMP = ["SOLVER.AMP.ENABLED", True]
 CLIP_VALUE = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"]
-
-
-def make_cfg(folder, *options, detector="retinanet", activation="pwlu"):
-    options = [*SMALL, "OUTPUT_DIR", folder, "MODEL.ACTIVATION.NAME", activation, *options]
-    cfg = load_config(str(QUICKSTART / f"{detector}_R_18_FPN_digits_pwlu.yaml"), list(map(str, options)))
-    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
-    return cfg
 
 
 def train(cfg, resume=False, hooks=()):
@@ -46,14 +24,6 @@ def train(cfg, resume=False, hooks=()):
     trainer.resume_or_load(resume)
     trainer.train()
     return trainer
-
-
-def cut(whole, folder, iteration):
-    """A run of which nothing but the checkpoint behind an iteration is left."""
-    folder.mkdir()
-    shutil.copy(whole / f"model_{iteration:07d}.pth", folder)
-    (folder / "last_checkpoint").write_text(f"model_{iteration:07d}.pth")
-    return folder
 
 
 VARIANTS = {
@@ -143,11 +113,11 @@ def test_changed_config_values_are_logged(tmp_path, caplog):
     folder = cut(tmp_path / "whole", tmp_path / "cut", 2)
     with caplog.at_level("WARNING"):
         train(make_cfg(folder, "SOLVER.BASE_LR", 0.01, "DATALOADER.NUM_WORKERS", 1), resume=True)
-    assert "Now changed:\n  SOLVER.BASE_LR: 0.02 -> 0.01" in caplog.text
+    assert "Changed keys:\n  SOLVER.BASE_LR: 0.02 -> 0.01" in caplog.text
     assert "NUM_WORKERS" not in caplog.text and "OUTPUT_DIR" not in caplog.text
 
     folder = cut(tmp_path / "whole", tmp_path / "other", 2)
-    with pytest.raises(CheckpointError, match=r"--resume: .*model_0000002.pth is not of this model: \d+"):
+    with pytest.raises(CheckpointError, match=r"--resume: .*model_0000002.pth does not match the model: \d+"):
         train(make_cfg(folder, activation="prelu"), resume=True)
     assert "MODEL.ACTIVATION.NAME: 'pwlu' -> 'prelu'" in caplog.text
 
@@ -207,7 +177,7 @@ def test_damaged_checkpoint_is_named_and_the_newest_intact_one_is_used(tmp_path,
     with caplog.at_level("WARNING"):
         Checkpointer(model, str(tmp_path)).resume_or_load("", resume=True)
     assert torch.equal(model["w"], torch.load(before)["model"]["w"])
-    assert f"{last} cannot be resumed (" in caplog.text and f"taking {before}" in caplog.text
+    assert f"{last} cannot be resumed (" in caplog.text and f"using {before} instead" in caplog.text
 
 
 def test_no_intact_checkpoint_is_an_error(tmp_path):
@@ -215,7 +185,7 @@ def test_no_intact_checkpoint_is_an_error(tmp_path):
     write_run(tmp_path)
     for file in tmp_path.glob("*.pth"):
         truncate(file)
-    with pytest.raises(CheckpointError, match=r"has no whole checkpoint(.|\n)*model_0000014.pth: ") as error:
+    with pytest.raises(CheckpointError, match=r"has no intact checkpoint(.|\n)*model_0000014.pth: ") as error:
         find_resumable(str(tmp_path))
     assert str(error.value).count("\n") == 3
 

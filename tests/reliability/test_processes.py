@@ -106,7 +106,7 @@ def test_a_machine_that_is_lost_ends_the_others_with_an_error(tmp_path, sent):
         assert machines[0].wait(timeout=60) != 0
         assert time.time() - begin < 60
         if sent == signal.SIGSTOP:
-            assert "process 1 has not been heard of for 40 s" in (folders[0] / "output_0.txt").read_text()
+            assert "process 1 has not responded for 40 s" in (folders[0] / "output_0.txt").read_text()
         else:
             assert machines[1].wait(timeout=60) != 0
     finally:
