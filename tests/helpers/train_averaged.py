@@ -1,4 +1,10 @@
+<<<<<<< HEAD
 """The training command for a model whose loss is an average over images; records the state of each iteration.
+=======
+"""The training command for a model whose loss is an average over images.
+
+Every rank saves its state after each iteration, as rank<rank>_<iteration>.pth in OUTPUT_DIR.
+>>>>>>> tests
 
 Several processes compute the same as one process with the global batch only for such a loss and without batch
 norm: RetinaNet divides by the number of anchors in each process, and Mask R-CNN samples its proposals.
@@ -38,15 +44,10 @@ class Averaged(nn.Module):
 
 
 class Record(HookBase):
-    def __init__(self):
-        self.states = []
-
     def after_step(self):
         model = getattr(self.trainer.model, "module", self.trainer.model)
-        self.states.append({key: value.clone() for key, value in model.state_dict().items()})
-
-    def after_train(self):
-        torch.save(self.states, os.path.join(self.trainer.cfg.OUTPUT_DIR, f"rank{comm.get_rank()}.pth"))
+        file = f"rank{comm.get_rank()}_{self.trainer.iter}.pth"
+        torch.save(model.state_dict(), os.path.join(self.trainer.cfg.OUTPUT_DIR, file))
 
 
 def build_hooks(trainer, stock=Trainer.build_hooks):
