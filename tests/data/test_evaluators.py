@@ -110,7 +110,7 @@ def test_types_of_metadata(cfg, tmp_path, catalog):
     (tmp_path / "x.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     assert type(evaluator_of("coco")) is COCOEvaluator
     assert type(evaluator_of("sem_seg")) is SemSegEvaluator
-    with pytest.raises(ConfigError, match="ask for an evaluator of type 'depth'; known are coco, sem_seg"):
+    with pytest.raises(ConfigError, match="has the unknown evaluator_type 'depth'; known are coco, sem_seg"):
         evaluator_of("depth")
 
 
@@ -119,7 +119,7 @@ def test_a_package_that_is_missing_is_named_before_the_training(cfg, monkeypatch
     MetadataCatalog.get("own_lvis").set(evaluator_type="lvis")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     cfg.DATASETS.TEST = ("own_lvis",)
-    with pytest.raises(ConfigError, match="evaluation of 'own_lvis' needs the package lvis, which is not"):
+    with pytest.raises(ConfigError, match="evaluating 'own_lvis' requires the package lvis, which is not"):
         check_datasets(cfg, training=False)
 
 
@@ -146,7 +146,7 @@ def write_coco(folder, first_id, area=800.0):
 def test_an_annotation_of_id_0_cannot_be_evaluated_with(tmp_path):
     file, _ = write_coco(tmp_path, 0)
     with pytest.raises(
-        DatasetError, match=r"annotations\[0\]: id is 0, which COCO's evaluation takes for none"
+        DatasetError, match=r"annotations\[0\]: id is 0, which COCO's evaluation treats as unmatched"
     ):
         check_coco(file, str(tmp_path), Use(training=False))
     assert "an annotation has the id 0" in check_coco(file, str(tmp_path), Use(training=True)).note
