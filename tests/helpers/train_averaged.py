@@ -1,10 +1,6 @@
-<<<<<<< HEAD
-"""The training command for a model whose loss is an average over images; records the state of each iteration.
-=======
 """The training command for a model whose loss is an average over images.
 
 Every rank saves its state after each iteration, as rank<rank>_<iteration>.pth in OUTPUT_DIR.
->>>>>>> tests
 
 Several processes compute the same as one process with the global batch only for such a loss and without batch
 norm: RetinaNet divides by the number of anchors in each process, and Mask R-CNN samples its proposals.
