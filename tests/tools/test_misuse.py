@@ -21,7 +21,7 @@ PWLU = "MODEL.ACTIVATION.PWLU."
 MISUSES = {
     "unknown name": (
         ["MODEL.ACTIVATION.NAME", "relu7"],
-        "NAME: unknown activation 'relu7'; known are acon_a, acon_b",
+        "NAME: unknown activation 'relu7'; it must be one of acon_a, acon_b",
     ),
     "unknown key": (
         ["MODEL.ACTIVATION.PWLU.INTERVALS", 4],
@@ -34,15 +34,18 @@ MISUSES = {
     ),
     "unknown stage": (
         ["MODEL.ACTIVATION.STAGES", "['res7']"],
-        "STAGES is ['res7']; it must be out of stem, res2",
+        "STAGES is ['res7']; it must be a subset of stem, res2",
     ),
-    "unknown position": (["MODEL.ACTIVATION.POSITIONS", "['act9']"], "must be out of act1, act2, act3"),
+    "unknown position": (["MODEL.ACTIVATION.POSITIONS", "['act9']"], "must be a subset of act1, act2, act3"),
     "no interval": ([PWLU + "NUM_INTERVALS", 0], "PWLU.NUM_INTERVALS is 0; it must be at least 1"),
     "odd N": (
         [PWLU + "NUM_INTERVALS", 5, PWLU + "REALIGN", False],
-        "NUM_INTERVALS is 5; it must be even where",
+        "NUM_INTERVALS is 5; it must be an even number without phase I",
     ),
-    "odd N, no phase I": ([PWLU + "NUM_INTERVALS", 5, PWLU + "PHASE1_ITERS", 0], "5; it must be even where"),
+    "odd N, no phase I": (
+        [PWLU + "NUM_INTERVALS", 5, PWLU + "PHASE1_ITERS", 0],
+        "5; it must be an even number",
+    ),
     "init bound": ([PWLU + "INIT_BOUND", -1.0], "INIT_BOUND is -1.0; it must be positive"),
     "momentum": ([PWLU + "STAT_MOMENTUM", 1.5], "STAT_MOMENTUM is 1.5; it must be in [0, 1)"),
     "sigmas": ([PWLU + "NUM_SIGMA", 0.0], "NUM_SIGMA is 0.0; it must be positive"),
@@ -59,7 +62,7 @@ MISUSES = {
     ),
     "SyncBN on CPUs": (
         ["--num-gpus", 2, "MODEL.FPN.NORM", "SyncBN"],
-        "MODEL.FPN.NORM is 'SyncBN'; it must be BN or GN: torch's SyncBN works on GPUs only",
+        "MODEL.FPN.NORM is 'SyncBN'; it must be BN or GN: torch's SyncBN only supports GPUs",
     ),
     "FrozenBN": (
         ["MODEL.RESNETS.NORM", "FrozenBN"],
@@ -70,16 +73,16 @@ MISUSES = {
         "FREEZE_AT is 2; it must be 0 when MODEL.WEIGHTS is empty",
     ),
     "no GPU": (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE is 'cuda'; it must be 'cpu' on this machine"),
-    "unknown data set": (["DATASETS.TRAIN", "('digit',)"], "TRAIN: unknown data set 'digit'; known are"),
-    "missing data set": (["DATASETS.TEST", "('lvis_v1_val',)"], "'lvis_v1_val' is not there: no file"),
-    "no data set": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is (); it must be one data set or more"),
+    "unknown dataset": (["DATASETS.TRAIN", "('digit',)"], "TRAIN: unknown dataset 'digit'; known are"),
+    "missing dataset": (["DATASETS.TEST", "('lvis_v1_val',)"], "'lvis_v1_val' is missing: there is no file"),
+    "no dataset": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is (); it must be one data set or more"),
     "missing weights": (
         ["MODEL.WEIGHTS", "none.pth"],
-        "WEIGHTS is 'none.pth'; it must be a file that exists",
+        "WEIGHTS is 'none.pth'; it must be an existing file",
     ),
     "nothing to evaluate": (
         ["--eval-only"],
-        "MODEL.WEIGHTS is ''; it must be the file to evaluate, or use --resume",
+        "MODEL.WEIGHTS is ''; it must be the file to evaluate, unless --resume is used",
     ),
     "unwritable output": (["OUTPUT_DIR", "/dev/null/x"], "OUTPUT_DIR '/dev/null/x' cannot be written"),
 }
@@ -155,15 +158,15 @@ COCO_FAULTS = {
     "no images": (lambda content, images: content.pop("images"), "images is None; it must be a list"),
     "missing image": (
         lambda content, images: (images / "000000000002.jpg").unlink(),
-        "1 of its 6 images are not there; the first is",
+        "1 of its 6 images are missing; the first is",
     ),
     "all crowd": (
         lambda content, images: [a.update(iscrowd=1) for a in content["annotations"]],
-        "it has no object to train on: 6 images, 12 annotations; left out: 12 crowds",
+        "it has no objects to train on: 6 images, 12 annotations; left out: 12 crowds",
     ),
     "other classes": (
         lambda content, images: content["categories"].reverse() or content["categories"][0].update(name="x"),
-        "its categories are not those of data set 'coco_2017_train'",
+        "its categories do not match those of dataset 'coco_2017_train'",
     ),
 }
 
@@ -231,9 +234,9 @@ def test_a_full_disk_in_training_is_one_clear_error(run_tool, tmp_path):
 
 
 EXPORT = {
-    "missing weights": (["--weights", "none.pth", "--output", "b.pth"], "there is no file none.pth"),
+    "missing weights": (["--weights", "none.pth", "--output", "b.pth"], "file none.pth does not exist"),
     "wrong ending": (["--weights", QUICKSTART, "--output", "b.pkl"], "'b.pkl'; its name must end in .pth"),
-    "missing folder": (["--weights", QUICKSTART, "--output", "none/b.pth"], "there is no folder none"),
+    "missing folder": (["--weights", QUICKSTART, "--output", "none/b.pth"], "folder none does not exist"),
 }
 
 
