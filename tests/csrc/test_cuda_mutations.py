@@ -43,7 +43,7 @@ FAULTS = {
     "bins are rounded to the nearest": Fault(
         "pwlu_tables.cuh", "__fadd_rd(u, 12582912.0f)", "(u + 12582912.0f)"
     ),
-    "too little shared memory": Fault("backward.cu", "table + size * kSums", "table + (size - 1) * kSums"),
+    "too little shared memory": Fault("pwlu_backward.cu", "table + size * kSums", "table + (size - 1) * kSums"),
     "windows write to the first": Fault("pwlu_backward.cuh", "windows.first() + c, amount", "c, amount"),
     "what is not finite goes unnoticed": Fault("pwlu_forward.cuh", "    trap = fma(y, R(0), trap);\n", ""),
     "sums that are not finite go unnoticed": Fault(

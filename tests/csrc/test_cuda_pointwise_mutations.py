@@ -39,9 +39,9 @@ FAULTS = {
     "finite results are computed again, and others not": Fault(
         "pointwise.cuh", "kFast<F, T> && is_finite", "kFast<F, T> && !is_finite"
     ),
-    "ln 2 in one part": Fault("number.cuh", "std::fma(b, 1.90465421e-9f, ", "("),
+    "ln 2 in one part": Fault("pointwise_number.cuh", "std::fma(b, 1.90465421e-9f, ", "("),
     "a large Q has no reciprocal": Fault(
-        "number.cuh", "0.25f * normal_reciprocal(0.25f * b.value)", "normal_reciprocal(b.value)"
+        "pointwise_number.cuh", "0.25f * normal_reciprocal(0.25f * b.value)", "normal_reciprocal(b.value)"
     ),
 }
 

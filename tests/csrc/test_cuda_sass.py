@@ -19,7 +19,7 @@ every_kernel = pytest.mark.parametrize("kernel", ["forward", "backward"])
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def pwlu(request, tmp_path_factory):
-    sources = ["forward.cu", "backward.cu", "phase1.cu"]
+    sources = ["pwlu_forward.cu", "pwlu_backward.cu", "pwlu_phase1.cu"]
     return compile_for(request.param, sources, tmp_path_factory.mktemp(request.param))
 
 
@@ -54,7 +54,8 @@ def test_registers_and_spills_of_pointwise_activations(pointwise):
 @every_type
 @every_kernel
 def test_instructions_of_the_hot_loop(pwlu, kernel, cuda_type):
-    name = f"{kernel}_kernel<{cuda_type}, pwlu::Planes>("
+    backward = "backward_" if kernel == "backward" else ""
+    name = f"pwlu_{backward}kernel<{cuda_type}, pwlu::Planes>("
     check_hot_loop(pwlu, name, f"{kernel} {TYPES[cuda_type]}", kernel, cuda_type)
 
 

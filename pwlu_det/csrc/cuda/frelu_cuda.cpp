@@ -4,7 +4,7 @@
 
 #include <tuple>
 
-#include "frelu.h"
+#include "frelu_launch.h"
 #include "glue.h"
 
 namespace pwlu {

@@ -5,7 +5,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "../tensors.h"
-#include "launch.h"
+#include "element.h"
 
 namespace pwlu {
 namespace {

@@ -7,8 +7,8 @@
 // alone, and results are added up in their order: gradients are the same, bit for bit, from run to run.
 #pragma once
 
+#include "../layout.h"
 #include "device.cuh"
-#include "launch.h"
 
 namespace pwlu {
 

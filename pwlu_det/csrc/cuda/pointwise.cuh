@@ -9,8 +9,8 @@
 
 #include "dispatch.cuh"
 #include "items.cuh"
-#include "number.cuh"
-#include "pointwise.h"
+#include "pointwise_launch.h"
+#include "pointwise_number.cuh"
 
 namespace pwlu {
 

@@ -1,7 +1,7 @@
 // The ops of the pointwise activations on a GPU.
 #include "../pointwise_ops.h"
 #include "glue.h"
-#include "pointwise.h"
+#include "pointwise_launch.h"
 
 namespace pwlu {
 namespace {

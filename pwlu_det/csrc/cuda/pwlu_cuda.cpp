@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "glue.h"
+#include "pwlu_launch.h"
 
 namespace pwlu {
 namespace {
@@ -20,7 +21,7 @@ class ParameterTensors {
         right_slope_(dense_parameter(x, right_slope)) {}
 
   int64_t count() const { return points_.size(0); }
-  Functions functions() const {
+  PwluParameters arrays() const {
     return {points_.const_data_ptr(),     left_bound_.const_data_ptr(),  right_bound_.const_data_ptr(),
             left_slope_.const_data_ptr(), right_slope_.const_data_ptr(), num_intervals()};
   }
@@ -32,7 +33,7 @@ class ParameterTensors {
 
 // The memory format that x is worked on in: contiguous where the tables are too large for channels last.
 at::MemoryFormat format_for(const Tensor& x, const ParameterTensors& parameters) {
-  const bool any = parameters.count() == 1 || channels_last_fits(element_of(x), parameters.num_intervals());
+  const bool any = parameters.count() == 1 || pwlu_channels_last_fits(element_of(x), parameters.num_intervals());
   return any ? format_of(x) : at::MemoryFormat::Contiguous;
 }
 
@@ -43,8 +44,8 @@ Tensor pwlu_cuda(const Tensor& x, const Tensor& points, const Tensor& left_bound
   const ParameterTensors parameters(x, points, left_bound, right_bound, left_slope, right_slope);
   const auto format = format_for(x, parameters);
   const Tensor dense = x.contiguous(format), y = at::empty_like(dense);
-  check_launched(launch_forward(layout_of(dense, parameters.count(), format), element_of(x), parameters.functions(),
-                                dense.const_data_ptr(), y.mutable_data_ptr(), current_stream()));
+  check_launched(launch_pwlu(layout_of(dense, parameters.count(), format), element_of(x), parameters.arrays(),
+                             dense.const_data_ptr(), y.mutable_data_ptr(), current_stream()));
   return with_layout_of(x, dense, y);
 }
 
@@ -68,10 +69,10 @@ Gradients pwlu_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& 
   const Tensor of_points = gradient(points), of_left_bound = gradient(left_bound),
                of_right_bound = gradient(right_bound), of_left_slope = gradient(left_slope),
                of_right_slope = gradient(right_slope);
-  const Tensor workspace =
-      at::empty({backward_workspace(layout, element, parameters.num_intervals())}, x.options().dtype(at::kDouble));
-  check_launched(launch_backward(
-      layout, element, parameters.functions(), g.const_data_ptr(), dense.const_data_ptr(), grad_x.mutable_data_ptr(),
+  const Tensor workspace = at::empty({pwlu_backward_workspace(layout, element, parameters.num_intervals())},
+                                     x.options().dtype(at::kDouble));
+  check_launched(launch_pwlu_backward(
+      layout, element, parameters.arrays(), g.const_data_ptr(), dense.const_data_ptr(), grad_x.mutable_data_ptr(),
       {of_points.mutable_data_ptr(), of_left_bound.mutable_data_ptr(), of_right_bound.mutable_data_ptr(),
        of_left_slope.mutable_data_ptr(), of_right_slope.mutable_data_ptr()},
       workspace.mutable_data_ptr<double>(), current_stream()));
@@ -91,9 +92,10 @@ std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cuda(const Tensor& x, const Tenso
   const Tensor dense = x.contiguous(format), y = at::empty_like(dense);
   const Layout layout = layout_of(dense, count, format);
   const Tensor mean = at::empty({count}, wide), deviation = at::empty({count}, wide);
-  const Tensor workspace = at::empty({phase1_workspace(layout, element)}, x.options().dtype(at::kDouble));
-  check_launched(launch_phase1(layout, element, dense.const_data_ptr(), y.mutable_data_ptr(), mean.mutable_data_ptr(),
-                               deviation.mutable_data_ptr(), workspace.mutable_data_ptr<double>(), current_stream()));
+  const Tensor workspace = at::empty({pwlu_phase1_workspace(layout, element)}, x.options().dtype(at::kDouble));
+  check_launched(launch_pwlu_phase1(layout, element, dense.const_data_ptr(), y.mutable_data_ptr(),
+                                    mean.mutable_data_ptr(), deviation.mutable_data_ptr(),
+                                    workspace.mutable_data_ptr<double>(), current_stream()));
   return {with_layout_of(x, dense, y), mean, deviation};
 }
 

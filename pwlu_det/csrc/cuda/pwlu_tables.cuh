@@ -5,8 +5,8 @@
 #include <type_traits>
 
 #include "../pwlu_math.h"
-#include "device.cuh"
-#include "launch.h"
+#include "dispatch.cuh"
+#include "pwlu_launch.h"
 
 namespace pwlu {
 
@@ -19,7 +19,7 @@ struct ParameterArrays {
   const P *points, *left_bound, *right_bound, *left_slope, *right_slope;
   int num_intervals;
 
-  explicit ParameterArrays(const Functions& f)
+  explicit ParameterArrays(const PwluParameters& f)
       : points(static_cast<const P*>(f.points)),
         left_bound(static_cast<const P*>(f.left_bound)),
         right_bound(static_cast<const P*>(f.right_bound)),
@@ -135,5 +135,14 @@ class CarefulFunction {
   Line<double> wide_;
   bool fits_;
 };
+
+// f(type of the elements, items): by rows where their tables fit.
+template <typename F>
+auto with_pwlu_items(const Layout& layout, Element element, int num_intervals, const F& f) {
+  return with_items(layout, element, layout.channels_last && pwlu_channels_last_fits(element, num_intervals), f);
+}
+inline bool is_supported(const Layout& layout, Element element, int num_intervals) {
+  return !layout.channels_last || layout.inner == 1 || pwlu_channels_last_fits(element, num_intervals);
+}
 
 }  // namespace pwlu

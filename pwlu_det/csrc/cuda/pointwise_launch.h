@@ -2,7 +2,8 @@
 #pragma once
 
 #include "../activations.h"
-#include "launch.h"
+#include "../layout.h"
+#include "element.h"
 
 namespace pwlu {
 

@@ -1,7 +1,9 @@
 // Funnel ReLU's CUDA kernels as seen from the host. No torch in here, and no CUDA.
 #pragma once
 
-#include "launch.h"
+#include <cstdint>
+
+#include "element.h"
 
 namespace pwlu {
 

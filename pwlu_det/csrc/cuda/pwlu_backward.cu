@@ -1,6 +1,5 @@
 #include <utility>
 
-#include "dispatch.cuh"
 #include "pwlu_backward.cuh"
 
 namespace pwlu {
@@ -13,7 +12,7 @@ template <typename R, int kLanes>
 std::pair<Windows, int64_t> make_windows(int num_intervals) {
   constexpr int64_t kSums = kThreads * sizeof(Two<R>);  // of a bin
   const int columns = num_intervals + 2;
-  const int64_t table = table_bytes<R>(BackwardTable<R, kLanes>::kNumbers, num_intervals, kLanes);
+  const int64_t table = table_bytes<R>(PwluBackwardTable<R, kLanes>::kNumbers, num_intervals, kLanes);
   const bool tabled = table <= kTableBytes;
   const int most = tabled ? int((kSharedBytes - table) / kSums) : kThreads;
   const int count = (columns + most - 1) / most, size = (columns + count - 1) / count;
@@ -22,34 +21,33 @@ std::pair<Windows, int64_t> make_windows(int num_intervals) {
 
 }  // namespace
 
-int64_t backward_workspace(const Layout& layout, Element element, int num_intervals) {
-  return with_items(layout, element, by_rows(layout, element, num_intervals),
-                    [&](auto, const auto& items) -> int64_t {
-                      return items.channels() * 2 * (num_intervals + 2) * (items.items_of_channel() + 1);
-                    });
+int64_t pwlu_backward_workspace(const Layout& layout, Element element, int num_intervals) {
+  return with_pwlu_items(layout, element, num_intervals, [&](auto, const auto& items) -> int64_t {
+    return items.channels() * 2 * (num_intervals + 2) * (items.items_of_channel() + 1);
+  });
 }
 
-int launch_backward(const Layout& layout, Element element, const Functions& functions, const void* grad,
-                    const void* x, void* grad_x, const FunctionGradients& gradients, double* workspace,
-                    void* stream) {
-  const int n = functions.num_intervals;
+int launch_pwlu_backward(const Layout& layout, Element element, const PwluParameters& parameters, const void* grad,
+                         const void* x, void* grad_x, const PwluGradients& gradients, double* workspace,
+                         void* stream) {
+  const int n = parameters.num_intervals;
   if (!is_supported(layout, element, n)) return kInvalidValue;
-  return with_items(layout, element, by_rows(layout, element, n), [&](auto tag, const auto& items) {
+  return with_pwlu_items(layout, element, n, [&](auto tag, const auto& items) {
     using T = typename decltype(tag)::type;
     using R = Real<T>;
     using Items = std::decay_t<decltype(items)>;
     const auto [windows, bytes] = make_windows<R, Items::kLanes>(n);
-    const ParameterArrays<R> arrays(functions);
+    const ParameterArrays<R> arrays(parameters);
     const Partials partials(workspace, n, items.items_of_channel());
     double* sums = workspace + items.channels() * 2 * (n + 2) * items.items_of_channel();
 
-    const int status = launch(backward_kernel<T, Items>, items.items() * windows.count, kThreads, bytes, stream,
+    const int status = launch(pwlu_backward_kernel<T, Items>, items.items() * windows.count, kThreads, bytes, stream,
                               items, static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<T*>(grad_x),
                               arrays, windows, partials);
     if (status != 0) return status;
     const int threads = items.items_of_channel() > kWarp ? 1024 : kThreads;
-    return launch(finish_kernel<R, R>, items.channels(), threads, threads * int64_t(sizeof(double)), stream, arrays,
-                  partials, sums, GradientArrays<R>(gradients));
+    return launch(pwlu_finish_kernel<R, R>, items.channels(), threads, threads * int64_t(sizeof(double)), stream,
+                  arrays, partials, sums, GradientArrays<R>(gradients));
   });
 }
 
