@@ -27,7 +27,8 @@ SOURCES = ROOT / "pwlu_det" / "csrc"
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 """And their numbers in the kernels' ``Element``."""
-FORWARD, BACKWARD = range(2)
+FORWARD, BACKWARD, BACKWARD_X, BACKWARD_PARAMETERS = range(4)
+"""Ops that every family has; the last two give one part of what BACKWARD does."""
 
 # -O1 would compile for a minute.
 UNDEFINED = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -168,6 +169,17 @@ class Emulation:
 
 
 # --- comparison ---------------------------------------------------------------------------------------
+
+
+def check_parts(emulation: Emulation, case: Case) -> list[torch.Tensor]:
+    """The gradient of x alone and those of the parameters alone are those of both, bit for bit. Gives these."""
+    both = emulation.run(BACKWARD, case)
+    parts = [*emulation.run(BACKWARD_X, case), *emulation.run(BACKWARD_PARAMETERS, case)]
+    assert len(parts) == len(both)
+    for part, whole in zip(parts, both):
+        bits, expected = (t.contiguous().view(torch.uint8) for t in (part, whole))
+        assert torch.equal(bits, expected)
+    return both
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import oracle_activations as oracle
 import torch
-from cuda_emulation import FORWARD, Case, as_numpy, assert_near
+from cuda_emulation import BACKWARD_PARAMETERS, BACKWARD_X, FORWARD, Case, as_numpy, assert_near
 
 from pwlu_det.ops.pointwise import TABLE
 
@@ -43,18 +43,17 @@ class PointwiseCase(Case):
     def buffers(self, op: int) -> list[tuple[torch.Tensor, int]]:
         (_, x, grad) = self.inputs()
         table = (self.table.t() if self.transposed else self.table).contiguous().flatten()
-        gradients = torch.full_like(table, torch.nan)
-        return [(table, 0), x, grad, self.output(), *([] if op == FORWARD else [(gradients, 0)])]
+        like_x = [] if op == BACKWARD_PARAMETERS else [self.output()]
+        gradients = [] if op in (FORWARD, BACKWARD_X) else [(torch.full_like(table, torch.nan), 0)]
+        return [(table, 0), x, grad, *like_x, *gradients]
 
     def results(self, op: int, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
         """``[y]``, or the gradients of x and of the table."""
-        first = self.from_memory(buffers[3])
-        if op == FORWARD:
-            return [first]
+        outputs = buffers[3:]
+        like_x = [] if op == BACKWARD_PARAMETERS else [self.from_memory(outputs.pop(0))]
         size, channels = self.table.shape
-        if self.transposed:
-            return [first, buffers[4].view(channels, size).t()]
-        return [first, buffers[4].view(size, channels)]
+        tables = [o.view(channels, size).t() if self.transposed else o.view(size, channels) for o in outputs]
+        return [*like_x, *tables]
 
 
 def arguments(name: str, table: np.ndarray) -> list[np.ndarray]:
@@ -114,15 +113,18 @@ def check(case: PointwiseCase, op: int, results: list[torch.Tensor]) -> None:
         assert_near(results[0], expected, rounded(expected), "y")
         return
     grad, step = oracle.wide(as_numpy(case.grad)), oracle.STEP
-    by_x = grad * (function(x + step, table) - function(x - step, table)) / (2 * step)
-    assert_near(results[0], by_x, rounded(by_x) + 1e-10, "grad of x")
+    if op != BACKWARD_PARAMETERS:
+        by_x = grad * (function(x + step, table) - function(x - step, table)) / (2 * step)
+        assert_near(results[0], by_x, rounded(by_x) + 1e-10, "grad of x")
+    if op == BACKWARD_X:
+        return
     others = tuple(axis for axis in range(x.ndim) if axis != 1)
     for k in range(len(table)):
         moved = step * (np.arange(len(table)) == k)[:, None]
         terms = grad * (function(x, table + moved) - function(x, table - moved)) / (2 * step)
         expected = terms.sum(others)
         bound = (unit + 1e-10) * np.abs(terms).sum(others) + 1e-10
-        assert_near(results[1][k], expected, bound, f"gradient of coefficient {k}")
+        assert_near(results[-1][k], expected, bound, f"gradient of coefficient {k}")
 
 
 def keep_activations(sources: Path, *names: str) -> None:

@@ -35,7 +35,8 @@ struct PwluBackwardTable {
   Two<R>*lines, *sums;
 };
 
-template <int kLanes, typename R>
+// With kSums for the parameters' gradients.
+template <int kLanes, bool kSums, typename R>
 struct PwluBackwardBody {
   ByBin<R, Two<R>, kLanes> lines;
   ByBin<R, Two<R>, kThreads> sums;  // this thread's own
@@ -54,7 +55,7 @@ struct PwluBackwardBody {
     const R x = in[0], g = in[1];
     const unsigned bin = raw_bin(x, line);
     const Two<R> at = lines[bin];  // slope, centre
-    if (bin - first < columns) {
+    if (kSums && bin - first < columns) {
       Two<R> sum = sums[bin];
       sum.first += g;
       sum.second = fma(g, x - at.second, sum.second);
@@ -88,19 +89,20 @@ class Partials {
 
 // Takes an item's sums anew, in double, a thread for each bin; and its dx, where the channel does not fit R.
 // Its arguments are the kernel's own, so that nothing has to be kept for it.
-template <typename T, typename Items>
+template <bool kSums, typename T, typename Items>
 __device__ __noinline__ void mend_pwlu_backward(Items items, const T* grad, const T* x, T* grad_x,
                                                 ParameterArrays<Real<T>> arrays, Windows windows, Partials partials) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x / windows.count);
   const CarefulFunction<R, R> function(arrays.of(item.channel));
-  if (windows.number() == 0 && !(windows.tabled && function.fits())) {
+  if (grad_x && windows.number() == 0 && !(windows.tabled && function.fits())) {
     item.walk(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
       from_real(R(double(to_real(grad[at])) * function.slope(to_real(x[at]))), grad_x[at]);
     });
   }
-  for (int c = threadIdx.x / kLanes; c < windows.columns(arrays.num_intervals); c += kThreads / kLanes) {
+  const int columns = kSums ? windows.columns(arrays.num_intervals) : 0;
+  for (int c = threadIdx.x / kLanes; c < columns; c += kThreads / kLanes) {
     const int column = windows.first() + c;
     double amount = 0, moment = 0;
     item.walk(0, 1, [&](int64_t at) {
@@ -113,23 +115,24 @@ __device__ __noinline__ void mend_pwlu_backward(Items items, const T* grad, cons
   }
 }
 
-template <typename T, typename Items>
+// dx is not wanted where grad_x is null; kSums says whether the sums are.
+template <bool kSums, typename T, typename Items>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     pwlu_backward_kernel(Items items, const T* grad, const T* x, T* grad_x, ParameterArrays<Real<T>> arrays,
                          Windows windows, Partials partials) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
-  const int columns = windows.columns(arrays.num_intervals);
+  const int columns = kSums ? windows.columns(arrays.num_intervals) : 0;
   const auto item = items.item(blockIdx.x / windows.count);
   bool good = false;
   if (windows.tabled) {
     const auto p = arrays.of(item.channel);
     const PwluBackwardTable<R, kLanes> table(p.num_intervals);
-    PwluBackwardBody<kLanes, R> body(table, make_line<R>(p), windows.first(), columns);
+    PwluBackwardBody<kLanes, kSums, R> body(table, make_line<R>(p), windows.first(), columns);
     for (int c = 0; c < columns; ++c) table.sums[c * kThreads + threadIdx.x] = {0, 0};
     good = table.make(p, body.line);
     __syncthreads();
-    item.sweep(Streams<T, 2>{{x, grad}, grad_x, windows.number() == 0}, body);
+    item.sweep(Streams<T, 2>{{x, grad}, grad_x, !kSums || (grad_x && windows.number() == 0)}, body);
     __syncthreads();
     // A warp for each column, over the threads of its lane.
     for (int c = threadIdx.x / kWarp; c < columns; c += kWarps) {
@@ -145,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       }
     }
   }
-  if (__syncthreads_or(!good)) mend_pwlu_backward<T>(items, grad, x, grad_x, arrays, windows, partials);
+  if (__syncthreads_or(!good)) mend_pwlu_backward<kSums, T>(items, grad, x, grad_x, arrays, windows, partials);
 }
 
 // Where the gradients go.

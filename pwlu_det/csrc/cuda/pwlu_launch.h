@@ -30,8 +30,10 @@ int64_t pwlu_phase1_workspace(const Layout& layout, Element element);
 // These start kernels on a stream and return at once, with a cudaError_t. Nothing may be empty.
 int launch_pwlu(const Layout& layout, Element element, const PwluParameters& parameters, const void* x, void* y,
                 void* stream);
+
+// grad_x or gradients may be null: what is not wanted. The workspace is for gradients.
 int launch_pwlu_backward(const Layout& layout, Element element, const PwluParameters& parameters, const void* grad,
-                         const void* x, void* grad_x, const PwluGradients& gradients, double* workspace,
+                         const void* x, void* grad_x, const PwluGradients* gradients, double* workspace,
                          void* stream);
 
 // y = relu(x); mean and squared deviations of x by channel, in double where the elements are, else in float.

@@ -102,6 +102,7 @@ __device__ bool channel_fits(const Parameters<P>& p, const Line<R>& line) {
 template <int kLanes, typename R, typename P, typename Make>
 __device__ bool make_table(const Parameters<P>& p, const Line<R>& line, const Make& make) {
   bool fits = bounds_fit(p, line);
+#pragma unroll 1
   for (int i = threadIdx.x; i < (p.num_intervals + 2) * kLanes; i += kThreads) {
     const int k = i / kLanes - 1;
     make(i, k);
