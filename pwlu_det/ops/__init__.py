@@ -2,7 +2,7 @@
 
 # What the kernels implement is defined before they are loaded.
 # isort: off
-from pwlu_det.ops.pointwise import (
+from pwlu_det.ops.formulas import (
     acon_b,
     acon_c,
     apl,

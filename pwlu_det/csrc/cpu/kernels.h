@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../activations.h"
+#include "../pointwise_list.h"
 #include "../pwlu_math.h"
 
 namespace pwlu {
@@ -95,8 +95,11 @@ struct PointwiseKernels {
   PointwiseDtype<double> f64;
 };
 
+// By their number.
 struct AllPointwise {
-  PointwiseKernels prelu, swish, acon_b, acon_c, meta_acon_pixel, apl_3, apl, pau, srelu, mixture, slaf;
+#define PWLU_MEMBER(op, ...) PointwiseKernels op;
+  PWLU_FORALL_POINTWISE(PWLU_MEMBER)
+#undef PWLU_MEMBER
 };
 
 // A part of an image for Funnel ReLU: rows [begin, end) of one channel (stride 1, and all columns), or their columns

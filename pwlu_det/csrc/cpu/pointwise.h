@@ -49,66 +49,31 @@ void forward_elements(const F& f, const T* x, T* y, int64_t n, int64_t stride, c
   }
 }
 
+// Of grad_x and sums one may be null.
 template <typename F, typename T>
 void backward_elements(const F& f, const T* grad, const T* x, T* grad_x, int64_t n, int64_t stride,
                        const ChannelParameters& p, int channel, double* sums) {
   double own[kMaxParameters], by_own[kMaxParameters];
   for (int k = 0; k < p.size; ++k) own[k] = p.wide[k * p.stride + channel];
   for (int64_t i = channel; i < channel + n * stride; i += stride) {
-    const double g = to_float(grad[i]);
-    from_double(g * f.backward(double(to_float(x[i])), own, by_own), grad_x[i]);
-    for (int k = 0; k < p.size; ++k) sums[k] += g * by_own[k];
+    const double g = to_float(grad[i]), by_x = f.backward(double(to_float(x[i])), own, by_own);
+    if (grad_x) from_double(g * by_x, grad_x[i]);
+    for (int k = 0; k < p.size && sums; ++k) sums[k] += g * by_own[k];
   }
 }
 
-// An activation's kernels. `rows` times the channels of p lie in memory with `stride` elements from row to row; a
-// stride of 1 is one channel's elements side by side.
+// The kernels of a formula for elements that are computed in float.
 template <typename F, typename T>
-struct Pointwise {
+struct PointwiseVectors {
   // The number of parameters, known to the compiler where it can be.
   static int size_of(const ChannelParameters& p) { return F::kSize ? F::kSize : p.size; }
   static constexpr int kRoom = F::kSize ? F::kSize : kMaxParameters;
 
-  static F make(const ChannelParameters& p) {
-    if constexpr (F::kSize)
-      return F{};
-    else
-      return F::of_size(p.size);
-  }
+  // Whether what was computed is finite.
+  struct Finite {
+    bool x, sums;
+  };
 
-  static void forward(const T* x, T* y, int64_t rows, int64_t stride, const ChannelParameters& p) {
-    const F f = make(p);
-    if constexpr (std::is_same_v<T, double>) {
-      for (int c = 0; c < p.channels; ++c) forward_elements(f, x, y, rows, stride, p, c, true);
-    } else {
-      const bool finite = stride == 1 ? forward_row(f, x, y, rows, p) : forward_block(f, x, y, rows, stride, p);
-      for (int c = 0; c < p.channels && !finite; ++c) forward_elements(f, x, y, rows, stride, p, c, false);
-    }
-  }
-
-  // sums is [channels, size]
-  static void backward(const T* grad, const T* x, T* grad_x, int64_t rows, int64_t stride, const ChannelParameters& p,
-                       double* sums) {
-    const F f = make(p);
-    const auto elements = [&](int64_t at, int64_t n) {
-      for (int c = 0; c < p.channels; ++c) {
-        backward_elements(f, grad + at, x + at, grad_x + at, n, stride, p, c, sums + c * p.size);
-      }
-    };
-    if constexpr (std::is_same_v<T, double>) {
-      elements(0, rows);
-    } else {
-      const int64_t part = kVectorsAtOnce * (stride == 1 ? Vec::kSize : 1);
-      for (int64_t from = 0; from < rows; from += part) {
-        const int64_t at = from * stride, n = std::min(part, rows - from);
-        const bool finite = stride == 1 ? backward_row(f, grad + at, x + at, grad_x + at, n, p, sums)
-                                        : backward_block(f, grad + at, x + at, grad_x + at, n, stride, p, sums);
-        if (!finite) elements(at, n);
-      }
-    }
-  }
-
- private:
   static bool forward_row(const F& f, const T* x, T* y, int64_t n, const ChannelParameters& p) {
     Vec own[kRoom], trap(0.0f);
     for (int k = 0; k < size_of(p); ++k) own[k] = Vec(p.narrow[k * p.stride]);
@@ -133,70 +98,123 @@ struct Pointwise {
     return !any_nan(trap);
   }
 
-  // These two add nothing to the sums where anything was not finite. Beyond the end g is 0: it adds nothing.
-  static bool backward_row(const F& f, const T* grad, const T* x, T* grad_x, int64_t n, const ChannelParameters& p,
-                           double* sums) {
+  // These two compute the gradient of x, the sums, or both. They add nothing to the sums where anything was not
+  // finite. Beyond the end g is 0: it adds nothing.
+  template <bool kX, bool kSums>
+  static Finite backward_row(const F& f, const T* grad, const T* x, T* grad_x, int64_t n, const ChannelParameters& p,
+                             double* sums) {
     const int size = size_of(p);
-    Vec own[kRoom], by_own[kRoom], total[kRoom], trap(0.0f);
+    Vec own[kRoom], by_own[kRoom], total[kRoom], trap(0.0f), sums_trap(0.0f);
     for (int k = 0; k < size; ++k) own[k] = Vec(p.narrow[k * p.stride]), total[k] = Vec(0.0f);
     for_vectors(n, [&](int64_t i, int count) {
       const Vec g = load(grad + i, count), dx = g * f.backward(load(x + i, count), own, by_own);
       trap = fma(dx, Vec(0.0f), trap);
-      store(dx, grad_x + i, count);
-      for (int k = 0; k < size; ++k) total[k] = fma(g, by_own[k], total[k]);
+      if constexpr (kX) store(dx, grad_x + i, count);
+      for (int k = 0; k < size && kSums; ++k) total[k] = fma(g, by_own[k], total[k]);
     });
-    for (int k = 0; k < size; ++k) trap = fma(total[k], Vec(0.0f), trap);
-    if (any_nan(trap)) return false;
-    for (int k = 0; k < size; ++k) {
+    for (int k = 0; k < size && kSums; ++k) sums_trap = fma(total[k], Vec(0.0f), sums_trap);
+    const Finite finite{!any_nan(trap), !any_nan(sums_trap)};
+    for (int k = 0; k < size && kSums && finite.x && finite.sums; ++k) {
       float lanes[Vec::kSize];
       total[k].store(lanes);
       for (float lane : lanes) sums[k] += lane;
     }
-    return true;
+    return finite;
   }
 
-  static bool backward_block(const F& f, const T* grad, const T* x, T* grad_x, int64_t rows, int64_t stride,
-                             const ChannelParameters& p, double* sums) {
+  template <bool kX, bool kSums>
+  static Finite backward_block(const F& f, const T* grad, const T* x, T* grad_x, int64_t rows, int64_t stride,
+                               const ChannelParameters& p, double* sums) {
     constexpr int kRow = pwlu::kBlockChannels + pwlu::kLanePadding;
     const int size = size_of(p);
-    std::vector<float> total(size * kRow, 0.0f);
-    Vec own[kRoom], by_own[kRoom], trap(0.0f);
+    std::vector<float> total(kSums ? size * kRow : 0, 0.0f);
+    Vec own[kRoom], by_own[kRoom], trap(0.0f), sums_trap(0.0f);
     for (int64_t r = 0; r < rows; ++r) {
       for_vectors(p.channels, [&](int64_t c, int count) {
         for (int k = 0; k < size; ++k) own[k] = Vec::load(p.narrow + k * p.stride + c);
         const int64_t i = r * stride + c;
         const Vec g = load(grad + i, count), dx = g * f.backward(load(x + i, count), own, by_own);
         trap = fma(dx, Vec(0.0f), trap);
-        store(dx, grad_x + i, count);
-        for (int k = 0; k < size; ++k) {
+        if constexpr (kX) store(dx, grad_x + i, count);
+        for (int k = 0; k < size && kSums; ++k) {
           float* sum = total.data() + k * kRow + c;
           fma(g, by_own[k], Vec::load(sum)).store(sum);
         }
       });
     }
-    for (float sum : total) trap = fma(Vec(sum), Vec(0.0f), trap);
-    if (any_nan(trap)) return false;
-    for (int c = 0; c < p.channels; ++c) {
+    for (float sum : total) sums_trap = fma(Vec(sum), Vec(0.0f), sums_trap);
+    const Finite finite{!any_nan(trap), !any_nan(sums_trap)};
+    for (int c = 0; c < p.channels && kSums && finite.x && finite.sums; ++c) {
       for (int k = 0; k < size; ++k) sums[c * size + k] += total[k * kRow + c];
     }
-    return true;
+    return finite;
+  }
+
+  template <bool kX, bool kSums>
+  static void backward(const F& f, const T* grad, const T* x, T* grad_x, int64_t rows, int64_t stride,
+                       const ChannelParameters& p, double* sums) {
+    const int64_t part = kVectorsAtOnce * (stride == 1 ? Vec::kSize : 1);
+    for (int64_t from = 0; from < rows; from += part) {
+      const int64_t at = from * stride, n = std::min(part, rows - from);
+      T* const to = kX ? grad_x + at : nullptr;
+      const Finite finite = stride == 1 ? backward_row<kX, kSums>(f, grad + at, x + at, to, n, p, sums)
+                                        : backward_block<kX, kSums>(f, grad + at, x + at, to, n, stride, p, sums);
+      if (finite.x && finite.sums) continue;
+      // In double. The gradient of x does not depend on whether the sums were finite, or asked for.
+      for (int c = 0; c < p.channels; ++c) {
+        backward_elements(f, grad + at, x + at, finite.x ? nullptr : to, n, stride, p, c,
+                          kSums ? sums + c * p.size : nullptr);
+      }
+    }
   }
 };
 
+// An activation's kernels, as PointwiseDtype describes them.
+template <typename F, typename T>
+void pointwise_forward(const T* x, T* y, int64_t rows, int64_t stride, const ChannelParameters& p) {
+  pwlu::with_size<F>(p.size, [&](const auto& f) {
+    bool finite = false;
+    if constexpr (!std::is_same_v<T, double>) {
+      using Vectors = PointwiseVectors<std::decay_t<decltype(f)>, T>;
+      finite =
+          stride == 1 ? Vectors::forward_row(f, x, y, rows, p) : Vectors::forward_block(f, x, y, rows, stride, p);
+    }
+    for (int c = 0; c < p.channels && !finite; ++c) {
+      forward_elements(f, x, y, rows, stride, p, c, std::is_same_v<T, double>);
+    }
+  });
+}
+
+template <typename F, typename T>
+void pointwise_backward(const T* grad, const T* x, T* grad_x, int64_t rows, int64_t stride,
+                        const ChannelParameters& p, double* sums) {
+  pwlu::with_size<F>(p.size, [&](const auto& f) {
+    if constexpr (std::is_same_v<T, double>) {
+      for (int c = 0; c < p.channels; ++c) {
+        backward_elements(f, grad, x, grad_x, rows, stride, p, c, sums ? sums + c * p.size : nullptr);
+      }
+    } else {
+      using Vectors = PointwiseVectors<std::decay_t<decltype(f)>, T>;
+      with_asked_for(grad_x, sums, [&](auto with_x, auto with_sums) {
+        Vectors::template backward<with_x(), with_sums()>(f, grad, x, grad_x, rows, stride, p, sums);
+      });
+    }
+  });
+}
+
 template <typename F>
 constexpr pwlu::PointwiseKernels pointwise_kernels() {
-  return {{Pointwise<F, float>::forward, Pointwise<F, float>::backward},
-          {Pointwise<F, BFloat16>::forward, Pointwise<F, BFloat16>::backward},
-          {Pointwise<F, Half>::forward, Pointwise<F, Half>::backward},
-          {Pointwise<F, double>::forward, Pointwise<F, double>::backward}};
+  return {{pointwise_forward<F, float>, pointwise_backward<F, float>},
+          {pointwise_forward<F, BFloat16>, pointwise_backward<F, BFloat16>},
+          {pointwise_forward<F, Half>, pointwise_backward<F, Half>},
+          {pointwise_forward<F, double>, pointwise_backward<F, double>}};
 }
 
 constexpr pwlu::AllPointwise all_pointwise() {
-  return {
-      pointwise_kernels<pwlu::Prelu>(),   pointwise_kernels<pwlu::Swish>(),         pointwise_kernels<pwlu::AconB>(),
-      pointwise_kernels<pwlu::AconC>(),   pointwise_kernels<pwlu::MetaAconPixel>(), pointwise_kernels<pwlu::Apl<3>>(),
-      pointwise_kernels<pwlu::Apl<0>>(),  pointwise_kernels<pwlu::Pau>(),           pointwise_kernels<pwlu::Srelu>(),
-      pointwise_kernels<pwlu::Mixture>(), pointwise_kernels<pwlu::Slaf<0>>()};
+  using namespace pwlu;
+#define PWLU_KERNELS(op, F, ...) pointwise_kernels<F>(),
+  return {PWLU_FORALL_POINTWISE(PWLU_KERNELS)};
+#undef PWLU_KERNELS
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../signatures.h"
 #include "../tensors.h"
 #include "convert.h"
 #include "dispatch.h"
@@ -43,7 +44,8 @@ Tensor pwlu_cpu(const Tensor& x, const Tensor& points, const Tensor& left_bound,
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& points, const Tensor& left_bound,
-                            const Tensor& right_bound, const Tensor& left_slope, const Tensor& right_slope) {
+                            const Tensor& right_bound, const Tensor& left_slope, const Tensor& right_slope,
+                            std::array<bool, 2> output_mask) {
   const auto format = format_of(x);
   const Tensor dense = x.contiguous(format), g = grad.contiguous(format);
   const Tensor grad_x = at::empty_like(dense);
@@ -80,12 +82,16 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
                        grad_others.data_ptr<double>() + c * 4);
     }
   });
-  return {with_layout_of(x, dense, grad_x),
-          gradient_of(points, grad_points),
-          gradient_of(left_bound, grad_others.select(1, 0)),
-          gradient_of(right_bound, grad_others.select(1, 1)),
-          gradient_of(left_slope, grad_others.select(1, 2)),
-          gradient_of(right_slope, grad_others.select(1, 3))};
+  const auto [with_x, with_parameters] = output_mask;
+  const auto other = [&, with = with_parameters](const Tensor& parameter, int i) {
+    return with ? gradient_of(parameter, grad_others.select(1, i)) : not_computed(parameter);
+  };
+  return {with_x ? with_layout_of(x, dense, grad_x) : not_computed(x),
+          with_parameters ? gradient_of(points, grad_points) : not_computed(points),
+          other(left_bound, 0),
+          other(right_bound, 1),
+          other(left_slope, 2),
+          other(right_slope, 3)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cpu(const Tensor& x, const Tensor& points, const Tensor&,
@@ -134,7 +140,8 @@ std::string cpu_kernels() { return kernels().name; }
 TORCH_LIBRARY_FRAGMENT(pwlu_det, m) { m.def("cpu_kernels() -> str", &pwlu::cpu_kernels); }
 
 TORCH_LIBRARY_IMPL(pwlu_det, CPU, m) {
-  m.impl("pwlu", &pwlu::pwlu_cpu);
-  m.impl("pwlu_backward", &pwlu::pwlu_backward_cpu);
-  m.impl("pwlu_phase1", &pwlu::pwlu_phase1_cpu);
+  using namespace pwlu;
+  add_op<kPwlu, &pwlu_cpu>(m);
+  add_op<kPwluBackward, &pwlu_backward_cpu>(m);
+  add_op<kPwluPhase1, &pwlu_phase1_cpu>(m);
 }

@@ -5,6 +5,15 @@
 
 namespace {
 
+// Calls run(with_x, with_sums), two constants: which gradients a backward kernel is asked for. Those that it is not
+// asked for have no memory.
+template <typename Run>
+PWLU_INLINE void with_asked_for(const void* grad_x, const void* sums, const Run& run) {
+  if (!sums) return run(std::true_type(), std::false_type());
+  if (!grad_x) return run(std::false_type(), std::true_type());
+  run(std::true_type(), std::true_type());
+}
+
 // Calls step(from, count) for each whole vector of n elements, and once more for what remains.
 template <typename Step>
 PWLU_INLINE void for_vectors(int64_t n, const Step& step) {

@@ -1,8 +1,8 @@
 // The CUDA kernels of the pointwise activations, as seen from the host. No torch in here, and no CUDA.
 #pragma once
 
-#include "../activations.h"
 #include "../layout.h"
+#include "../pointwise_list.h"
 #include "element.h"
 
 namespace pwlu {
