@@ -171,10 +171,15 @@ class Emulation:
 # --- comparison ---------------------------------------------------------------------------------------
 
 
-def check_parts(emulation: Emulation, case: Case) -> list[torch.Tensor]:
-    """The gradient of x alone and those of the parameters alone are those of both, bit for bit. Gives these."""
-    both = emulation.run(BACKWARD, case)
-    parts = [*emulation.run(BACKWARD_X, case), *emulation.run(BACKWARD_PARAMETERS, case)]
+def check_parts(
+    emulation: Emulation, case: Case, op: int = BACKWARD, parts: tuple = (BACKWARD_X, BACKWARD_PARAMETERS)
+) -> list[torch.Tensor]:
+    """Check that the gradient of x alone and those of the parameters alone are bit for bit those of both.
+
+    Returns those of both.
+    """
+    both = emulation.run(op, case)
+    parts = [result for part in parts for result in emulation.run(part, case)]
     assert len(parts) == len(both)
     for part, whole in zip(parts, both):
         bits, expected = (t.contiguous().view(torch.uint8) for t in (part, whole))

@@ -9,10 +9,23 @@ from pathlib import Path
 import numpy as np
 import oracle_activations as oracle
 import torch
-from cuda_emulation import BACKWARD_PARAMETERS, BACKWARD_X, FORWARD, Case, as_numpy, assert_near
+from cuda_emulation import (
+    BACKWARD,
+    BACKWARD_PARAMETERS,
+    BACKWARD_X,
+    FORWARD,
+    SOURCES,
+    Case,
+    as_numpy,
+    assert_near,
+)
 
 from pwlu_det.ops.pointwise import TABLE
 
+OPS = FORWARD, BACKWARD, BACKWARD_X, BACKWARD_PARAMETERS
+ROWS = re.compile(r"^  _\((\w+), (\w+)(?:<>)?,", re.MULTILINE)
+"""Of the list that makes the kernels' ``Activation``: an op and its formula."""
+ACTIVATIONS = [op for op, _ in ROWS.findall((SOURCES / "pointwise_list.h").read_text())]
 SIZES = {"apl": 3, "slaf": 4}
 """S of those that the kernels know; others are computed in double."""
 KINDS = {
@@ -20,7 +33,6 @@ KINDS = {
     "apl of 2": ("apl", 2),
     "slaf of 20": ("slaf", 20),
 }
-every_kind = list(KINDS)
 
 
 @dataclasses.dataclass
@@ -38,7 +50,7 @@ class PointwiseCase(Case):
     def numbers(self, op: int) -> list[int]:
         size, channels = self.table.shape
         strides = (1, size) if self.transposed else (channels, 1)
-        return [*self.layout, list(TABLE).index(self.name), size, *strides, op]
+        return [*self.layout, ACTIVATIONS.index(self.name), size, *strides, op]
 
     def buffers(self, op: int) -> list[tuple[torch.Tensor, int]]:
         (_, x, grad) = self.inputs()
@@ -127,10 +139,11 @@ def check(case: PointwiseCase, op: int, results: list[torch.Tensor]) -> None:
         assert_near(results[-1][k], expected, bound, f"gradient of coefficient {k}")
 
 
-def keep_activations(sources: Path, *names: str) -> None:
-    """Leave but these, and SLAF, in a copy of the sources: they compile sooner."""
-    file = sources / "cuda" / "pointwise.cuh"
-    cases = re.compile(r" +case Activation::k(\w+):\n +return (.*);\n")
-    text, count = cases.subn(lambda match: match[0] if match[1] in names else "", file.read_text())
-    assert count == len(TABLE) - 1
+def keep_activations(sources: Path, *formulas: str) -> None:
+    """In a copy of the sources compute all other activations by SLAF's formula: it compiles sooner."""
+    file = sources / "pointwise_list.h"
+    text, count = ROWS.subn(
+        lambda row: row[0] if row[2] in (*formulas, "Slaf") else f"  _({row[1]}, Slaf<>,", file.read_text()
+    )
+    assert count == len(TABLE)
     file.write_text(text)

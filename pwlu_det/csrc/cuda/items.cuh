@@ -58,9 +58,10 @@ __device__ __forceinline__ void apply(const Streams<T, K, kOut>& streams, int64_
 template <int U, typename A, typename T, int K, bool kOut, typename Body>
 __device__ __forceinline__ void apply_all(const Streams<T, K, kOut>& streams, int lane, int side, int n, Body& body) {
   constexpr int kSize = sizeof(A) / sizeof(T);
-  const int even = U == 1 || side < kWarp ? 0 : n & ~(U * side - 1);
+  int even = 0;
   // Each warp takes U neighbouring stretches, so that the distance between them is known to the compiler.
-  if constexpr (U > 1) {
+  if constexpr (U * kSize > 1) {
+    if (side >= kWarp) even = n & ~(U * side - 1);
     for (int i = (lane & ~(kWarp - 1)) * U + (lane & (kWarp - 1)); i < even; i += U * side) {
       apply<U, A>(streams.at(int64_t(i) * kSize), kWarp * kSize, body);
     }
