@@ -1,4 +1,4 @@
-"""Real runs that torchrun or SLURM's variables start, and runs that SIGTERM ends."""
+"""Real runs started by torchrun or with the variables of SLURM, and runs ended by SIGTERM."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def command(folder, *arguments, options=(), python=(sys.executable,)):
 
 
 def start(line, folder, **variables):
-    log = open(f"{folder}.log", "a")  # noqa: SIM115 the process keeps it
+    log = open(f"{folder}.log", "a")  # noqa: SIM115 the process writes to it
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(
         line, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -43,13 +43,13 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """The final checkpoint of two processes, as --num-gpus starts them."""
+    """The final checkpoint of two processes started by --num-gpus."""
     folder = tmp_path_factory.mktemp("expected") / "run"
     wait(start(command(folder, *TWO), folder), folder)
     return load_final(folder)
 
 
-def test_torchrun_trains_as_num_gpus_does(tmp_path, expected):
+def test_torchrun_matches_num_gpus(tmp_path, expected):
     folder = tmp_path / "run"
     python = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
     python += ("--master-port", free_port())
@@ -57,7 +57,7 @@ def test_torchrun_trains_as_num_gpus_does(tmp_path, expected):
     assert differences(expected, load_final(folder)) == []
 
 
-def test_slurm_s_tasks_train_as_num_gpus_does(tmp_path, expected):
+def test_slurm_matches_num_gpus(tmp_path, expected):
     folder, port = tmp_path / "run", str(free_port())
     variables = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_JOB_ID": "1"}
     variables |= {"SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": port}
@@ -70,7 +70,7 @@ def test_slurm_s_tasks_train_as_num_gpus_does(tmp_path, expected):
     assert differences(expected, load_final(folder)) == []
 
 
-def test_torchrun_beside_num_gpus_is_refused(tmp_path):
+def test_torchrun_with_num_gpus_is_rejected(tmp_path):
     variables = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     variables |= {"LOCAL_WORLD_SIZE": "2"}
     wait(start(command(tmp_path / "run", *TWO), tmp_path / "run", **variables), tmp_path / "run", code=2)
@@ -81,9 +81,9 @@ def test_torchrun_beside_num_gpus_is_refused(tmp_path):
 LONG = ("SOLVER.MAX_ITER", 40, "SOLVER.CHECKPOINT_PERIOD", 1000, "DATALOADER.NUM_WORKERS", 1)
 
 
-@pytest.mark.parametrize("whole_group", [False, True], ids=["the process", "its whole group"])
+@pytest.mark.parametrize("whole_group", [False, True], ids=["process", "process group"])
 @pytest.mark.parametrize("processes", [(), TWO], ids=["1 process", "2 processes"])
-def test_sigterm_saves_and_ends_and_the_run_resumes_exactly(tmp_path, processes, whole_group):
+def test_run_ended_by_sigterm_resumes_exactly(tmp_path, processes, whole_group):
     whole = tmp_path / "whole"
     wait(start(command(whole, *processes, options=LONG), whole), whole)
 
