@@ -1,4 +1,4 @@
-"""Waiting for processes by the work they do: on a busy machine it takes longer, but is not more."""
+"""Wait for processes with limits on their CPU time, which does not depend on how busy the machine is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def cpu_seconds(*pids: int) -> int:
-    """CPU time, in seconds, of these processes and of all that descend from them and still run."""
+    """CPU time in seconds of these processes and all of their running descendants."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,cputimes="], capture_output=True, text=True).stdout
     table = {pid: rest for pid, *rest in (map(int, line.split()) for line in listed.splitlines())}
 
@@ -24,8 +24,8 @@ def wait_until(
     """Wait until ``condition()`` is true.
 
     Raises:
-        AssertionError: the processes have used ``cpu_limit`` seconds of CPU time without getting there, or
-            none at all for ``idle_limit`` seconds, which means that they hang.
+        AssertionError: the processes used ``cpu_limit`` seconds of CPU time before that, or none for
+            ``idle_limit`` seconds, which means that they hang.
     """
     pids = [process.pid for process in processes]
     begin = used = cpu_seconds(*pids)
@@ -40,6 +40,6 @@ def wait_until(
 
 
 def wait_for_exit(process: subprocess.Popen, **limits: int) -> int:
-    """Wait until a process has ended, within the limits of ``wait_until``. Gives its exit status."""
+    """Wait until a process has ended, within the limits of ``wait_until``, and return its exit status."""
     wait_until(lambda: process.poll() is not None, process, **limits)
     return process.returncode

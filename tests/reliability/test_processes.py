@@ -1,4 +1,4 @@
-"""Several processes on CPUs, as the training command launches them (gloo)."""
+"""Several processes on CPUs, as launched by the training command (gloo)."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def free_url() -> str:
 
 
 def launch(script, folder, *options, processes=1, machines=1, rank=0, url="auto"):
-    """Start a script that takes the training command's arguments; its output goes to a file in the folder."""
+    """Start a script with the arguments of the training command; its output goes to a file in ``folder``."""
     folder.mkdir(exist_ok=True)
     command = [
         *(sys.executable, ROOT / script, "--config-file", CONFIG, "--num-gpus", processes),
@@ -58,7 +58,7 @@ AVERAGED = "tests/helpers/train_averaged.py"
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    """The folder of a run in one process."""
+    """The output folder of a run in one process."""
     folder = tmp_path_factory.mktemp("one")
     run(AVERAGED, folder)
     return folder
@@ -69,7 +69,7 @@ def load_state(folder, rank, iteration):
 
 
 def check_ranks(folder, number, one_process):
-    """Every rank has the same parameters after each iteration, and they are those of one process."""
+    """Check that after each iteration, all ranks have the same parameters, close to those of one process."""
     for iteration in range(ITERATIONS):
         many = load_state(folder, 0, iteration)
         for rank in range(1, number):
@@ -78,16 +78,16 @@ def check_ranks(folder, number, one_process):
         assert one.keys() == many.keys()
         for key, value in one.items():
             near = torch.allclose(many[key], value, rtol=1e-4, atol=1e-5)
-            assert near, f"{key} after iteration {iteration}: {many[key]} in place of {value}"
+            assert near, f"{key} after iteration {iteration}: {many[key]} instead of {value}"
 
 
 @pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_train_as_one_with_the_global_batch(tmp_path, one_process, number):
+def test_processes_match_one_process_with_the_global_batch(tmp_path, one_process, number):
     run(AVERAGED, tmp_path, processes=number)
     check_ranks(tmp_path, number, one_process)
 
 
-def test_two_machines_train_as_one_process(tmp_path, one_process):
+def test_two_machines_match_one_process(tmp_path, one_process):
     url = free_url()
     machines = [launch(AVERAGED, tmp_path, machines=2, rank=rank, url=url) for rank in (1, 0)]
     for machine in machines:
@@ -96,13 +96,13 @@ def test_two_machines_train_as_one_process(tmp_path, one_process):
 
 
 def wait_until_training(folder, process):
-    metrics = folder / "metrics.json"  # the first line is of iteration 19
+    metrics = folder / "metrics.json"  # the first line is written at iteration 19
     wait_until(lambda: process.poll() is not None or (metrics.exists() and metrics.stat().st_size), process)
     assert process.poll() is None, output(folder)[-4000:]
 
 
 def members(process, text=""):
-    """Ids of the processes that a command consists of, or of those with a text in their command lines."""
+    """PIDs in the process group of a command, optionally only those with ``text`` in their command line."""
     columns = ["ps", "-ww", "-eo", "pid=,pgid=,stat=,args="]
     lines = subprocess.run(columns, capture_output=True, text=True).stdout.splitlines()
     running = (line.split(maxsplit=3) for line in lines)
@@ -114,7 +114,7 @@ def members(process, text=""):
 
 
 def trainers(process):
-    """Ids of the processes that a command has spawned to train, without those that serve it."""
+    """PIDs of the training processes spawned by a command, without its helper processes."""
     return members(process, "spawn_main")
 
 
@@ -125,11 +125,11 @@ def end(process):
 
 
 LONG = ("SOLVER.MAX_ITER", 100000)
-TEARDOWN = 60  # seconds of CPU time: enough to end, and not to go on training
+TEARDOWN = 60  # seconds of CPU time: enough to exit, but not to continue training
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
-def test_a_machine_that_is_lost_ends_the_others_with_an_error(tmp_path, sent):
+def test_losing_a_machine_ends_the_others_with_an_error(tmp_path, sent):
     """A stopped process is like a machine without power: nothing closes its connections."""
     url = free_url()
     folders = tmp_path / "0", tmp_path / "1"
@@ -143,7 +143,7 @@ def test_a_machine_that_is_lost_ends_the_others_with_an_error(tmp_path, sent):
             os.kill(trainer, sent)
         assert wait_for_exit(machines[0], cpu_limit=TEARDOWN) != 0
         if sent == signal.SIGSTOP:
-            assert "process 1 has not been heard of for 40 s" in output(folders[0])
+            assert "process 1 has not responded for 40 s" in output(folders[0])
         else:
             assert wait_for_exit(machines[1], cpu_limit=TEARDOWN) != 0
     finally:
@@ -151,7 +151,7 @@ def test_a_machine_that_is_lost_ends_the_others_with_an_error(tmp_path, sent):
             end(machine)
 
 
-def test_a_process_that_is_killed_ends_the_run_with_an_error(tmp_path):
+def test_killing_a_process_ends_the_run_with_an_error(tmp_path):
     process = launch("tools/train_net.py", tmp_path, *LONG, processes=2)
     try:
         wait_until_training(tmp_path, process)
