@@ -98,9 +98,7 @@ def _convert_block(block: nn.Module, build: Callable, positions: Collection[str]
             activation.inplace = converted is not ActLastLevelP6P7  # P6 is also an output
         if frozen:
             activation.requires_grad_(False)
-            FrozenBatchNorm2d.convert_frozen_batchnorm(
-                activation
-            )  # as detectron2 does for the norms of a frozen block
+            FrozenBatchNorm2d.convert_frozen_batchnorm(activation)  # as detectron2 does in frozen blocks
         activation.train(block.training)
         block.add_module(site, activation)
     block.__class__ = converted

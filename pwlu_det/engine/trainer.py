@@ -41,7 +41,7 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg, resumable: Resumable | None = None):
-        TrainerBase.__init__(self)  # DefaultTrainer's own constructor supports DDP and AMP on GPUs only
+        TrainerBase.__init__(self)  # DefaultTrainer's own constructor requires GPUs for DDP and AMP
         cfg = self.auto_scale_workers(settle_seed(cfg, resumable), comm.get_world_size())
         self.cfg, self.start_iter, self.max_iter = cfg, 0, cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
