@@ -21,6 +21,7 @@ _NEED_DETECTRON2 = {
     "add_pwlu_config": "config",
     "build_optimizer": "engine.optimizer",
     "build_phase_hook": "engine.phases",
+    "build_train_loader": "engine.data_stream",
     "check_config": "preflight",
     "convert_activations": "backbone",
 }

@@ -16,7 +16,9 @@ def add_pwlu_config(cfg) -> None:
     """Add the ``MODEL.ACTIVATION`` node and ``SOLVER.AMP.DTYPE`` to a detectron2 config, in place."""
     from detectron2.config import CfgNode as CN
 
-    # The dtype of SOLVER.AMP on a GPU: float16 (with loss scaling) or bfloat16. On a CPU, always bfloat16.
+    if "ACTIVATION" in cfg.MODEL:  # a second call must not reset what has been set
+        return _add_registered(cfg.MODEL.ACTIVATION, CN)
+    # What SOLVER.AMP.ENABLED computes in on a GPU: float16 with a scaled loss, or bfloat16; a CPU: bfloat16.
     cfg.SOLVER.AMP.DTYPE = "float16"
 
     cfg.MODEL.ACTIVATION = node = CN()

@@ -46,7 +46,12 @@ def check_config(cfg, num_processes: int = 1) -> None:
     mask_format = cfg.INPUT.MASK_FORMAT
     _check(mask_format in MASK_FORMATS, "INPUT.MASK_FORMAT", mask_format, f"one of {', '.join(MASK_FORMATS)}")
     for key in ("LR_FACTOR", "WEIGHT_DECAY"):
-        _check(0 <= node[key] < float("inf"), f"MODEL.ACTIVATION.{key}", node[key], "at least 0 and finite")
+        _check(0 <= node[key] < float("inf"), f"MODEL.ACTIVATION.{key}", node[key], "at least 0, and finite")
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if cfg.TEST.AUG.ENABLED and architecture != "GeneralizedRCNN":
+        raise ConfigError(
+            f"TEST.AUG.ENABLED is True; it must be False for MODEL.META_ARCHITECTURE {architecture}"
+        )
     _check_options(cfg)
     if node.NAME == "pwlu":
         _check_phases(node.PWLU)

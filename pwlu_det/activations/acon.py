@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pwlu_det import ops
 from pwlu_det.activations.registry import check_option, register_activation
+from pwlu_det.ops.library import compute_dtype
 
 MODES = ("channel", "layer", "pixel")
 MAX_REDUCTION = 1024  # the reduction is also the minimum number of hidden channels
@@ -155,7 +156,7 @@ class MetaAcon(nn.Module):
     def _beta(self, x: Tensor) -> Tensor:
         """beta, ``[B, C]``, in float32 or wider."""
         dims = list(range(2, x.dim()))
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = compute_dtype(x.dtype)
         pooled = x.mean(dims, dtype=dtype) if dims else x.to(dtype)
         if self.mode == "layer":
             return pooled.sum(1, keepdim=True).sigmoid().expand_as(pooled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 from detectron2.layers import ShapeSpec, get_norm
@@ -11,9 +12,11 @@ from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from torch import nn
 
 from pwlu_det.activations import registry
-from pwlu_det.backbone.convert import convert_activations
+from pwlu_det.backbone.convert import convert_activations, stages_of
 from pwlu_det.backbone.placement import get_placement
 from pwlu_det.config import activation_options
+
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 
 @BACKBONE_REGISTRY.register()
@@ -56,6 +59,7 @@ def build_activation(cfg_or_name, num_channels: int) -> nn.Module:
     activation = registry.build_activation(node.NAME, num_channels, **options)
     if node.NAME == "pwlu" and node.PWLU.REALIGN:
         activation.begin_collecting()
+        activation.expects_hook = True
     return activation
 
 
@@ -68,11 +72,24 @@ def _convert(backbone: Backbone, cfg) -> Backbone:
     placement = get_placement(node.NAME)
     basic = cfg.MODEL.RESNETS.DEPTH in (18, 34)
     positions = placement.positions_of_basic_blocks if basic else placement.positions
+    stages = node.STAGES or placement.stages
+    if node.NAME == "relu":  # at the other sites as well
+        stages = placement.stages
+    _warn_of_missing_stages(backbone, node)
     return convert_activations(
         backbone,
         build=partial(build_activation, cfg),
-        stages=node.STAGES or placement.stages,
+        stages=stages,
         positions=node.POSITIONS or positions,
         num_frozen=cfg.MODEL.BACKBONE.FREEZE_AT,
         convert_frozen=node.CONVERT_FROZEN,
     )
+
+
+def _warn_of_missing_stages(backbone: Backbone, node) -> None:
+    there = stages_of(backbone)
+    missing = [stage for stage in node.STAGES if stage not in there]
+    if missing:
+        logger.warning(
+            f"MODEL.ACTIVATION.STAGES: the backbone has no {', '.join(missing)}; it has {', '.join(there)}"
+        )

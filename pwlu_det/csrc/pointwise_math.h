@@ -1,9 +1,11 @@
-// The pointwise activations with parameters for each channel, over a number V: float, double or a vector of floats.
+// The formulas of the pointwise activations, over a number V: float, double or a vector of floats.
 //
-// Each has forward(x, p) = y, with a channel's parameters p in the order of the op's arguments, and backward(x, p,
-// d), which gives dy/dx and puts dy/dp into d. kSize is how many parameters there are, 0 where size() says it.
+// Each has forward(x, p) = y, where p are a channel's parameters in the order of the op's arguments, and
+// backward(x, p, d), which returns dy/dx and writes dy/dp to d. kSize is the number of parameters. A formula with any
+// number of them has a kSize of 0, of_size(size) to make one, and in Usual its type for the number that it usually
+// has, which is faster, as the compiler knows that number.
 //
-// A V has + - * / and, in these names, what follows for float and double.
+// A V has + - * / and the functions that are defined here for float and double.
 #pragma once
 
 #include <cmath>
@@ -196,8 +198,9 @@ struct Srelu {  // left, left_slope, right, right_slope
 };
 
 // slopes (S), offsets (S); S as a constant, or 0
-template <int S>
+template <int S = 0>
 struct Apl {
+  using Usual = Apl<3>;
   static constexpr int kSize = 2 * S;
   int num_pieces = S;
   static PWLU_MATH Apl of_size(int size) { return {size / 2}; }
@@ -223,8 +226,9 @@ struct Apl {
 };
 
 // coefficients (S); S as a constant, or 0
-template <int S>
+template <int S = 0>
 struct Slaf {
+  using Usual = Slaf<4>;
   static constexpr int kSize = S;
   int num_coefficients = S;
   static PWLU_MATH Slaf of_size(int size) { return {size}; }
@@ -308,6 +312,17 @@ struct Pau {
     }
   };
 };
+
+// run(the formula F for this number of parameters)
+template <typename F, typename Run>
+auto with_size(int size, const Run& run) {
+  if constexpr (F::kSize != 0) {
+    return run(F{});
+  } else {
+    using Usual = typename F::Usual;
+    return size == Usual::kSize ? run(Usual{}) : run(F::of_size(size));
+  }
+}
 
 }  // namespace
 }  // namespace pwlu

@@ -2,18 +2,22 @@
 //
 // A backend has
 //   Tensor forward(Activation, x, rows)
-//   Tensor backward(Activation, grad, x, rows, gradients), which gives that of x and fills in the others
-// where rows are the parameters as [coefficients, channels], and gradients are theirs.
+//   Tensor backward(Activation, grad, x, rows, with_x, gradients), which returns the gradient of x if with_x says so,
+//     and writes those of the rows to `gradients`, which is empty if nobody asks for them
+// where rows are the parameters as [coefficients, channels]. All arguments have been checked.
 #pragma once
 
 #include <torch/library.h>
 
-#include <string>
+#include <array>
+#include <iterator>
 #include <tuple>
 #include <utility>
 #include <vector>
 
-#include "activations.h"
+#include "checks.h"
+#include "pointwise_list.h"
+#include "pointwise_math.h"
 #include "tensors.h"
 
 namespace pwlu {
@@ -21,19 +25,20 @@ namespace {
 
 using ParameterRows = std::vector<Tensor>;
 
-// A parameter is [channels], or [channels, coefficients], or in APL [coefficients, channels].
-inline Tensor as_row(Activation activation, const Tensor& parameter) {
-  if (parameter.dim() == 1) return parameter.unsqueeze(0);
-  return activation == Activation::kApl ? parameter : parameter.t();
-}
+// A row of the list.
+template <Activation>
+struct PointwiseRow;
 
-inline int64_t count_coefficients(const ParameterRows& rows) {
-  int64_t count = 0;
-  for (const Tensor& row : rows) count += row.size(0);
-  TORCH_CHECK(count <= kMaxParameters, "pwlu_det: ", count, " parameters for each channel; at most ", kMaxParameters,
-              " are possible");
-  return count;
-}
+#define PWLU_ROW(op, F, ...)                                                                     \
+  template <>                                                                                    \
+  struct PointwiseRow<Activation::op> {                                                          \
+    using Formula = F;                                                                           \
+    static constexpr const char* kParameters[] = {__VA_ARGS__};                                  \
+    static constexpr Signature kForward{#op, {"x: B C *", __VA_ARGS__}};                         \
+    static constexpr Signature kBackward{#op "_backward", {"grad: x", "x: B C *", __VA_ARGS__}}; \
+  };
+PWLU_FORALL_POINTWISE(PWLU_ROW)
+#undef PWLU_ROW
 
 template <size_t>
 using TensorAt = Tensor;
@@ -43,38 +48,58 @@ struct PointwiseOp;
 
 template <typename Backend, Activation kActivation, size_t... I>
 struct PointwiseOp<Backend, kActivation, std::index_sequence<I...>> {
+  using Row = PointwiseRow<kActivation>;
+
   static Tensor forward(const Tensor& x, const TensorAt<I>&... parameters) {
-    return Backend::forward(kActivation, x, {as_row(kActivation, parameters)...});
+    return Backend::forward(kActivation, x, rows_of({parameters...}));
   }
 
   static std::tuple<Tensor, TensorAt<I>...> backward(const Tensor& grad, const Tensor& x,
-                                                     const TensorAt<I>&... parameters) {
-    const ParameterRows all{at::empty(parameters.sizes(), parameters.options())...};
-    const Tensor grad_x = Backend::backward(kActivation, grad, x, {as_row(kActivation, parameters)...},
-                                            {as_row(kActivation, all[I])...});
-    return {grad_x, all[I]...};
+                                                     const TensorAt<I>&... parameters,
+                                                     std::array<bool, 2> output_mask) {
+    const auto [with_x, with_parameters] = output_mask;
+    const std::array<Tensor, sizeof...(I)> all{with_parameters ? at::empty(parameters.sizes(), parameters.options())
+                                                               : not_computed(parameters)...};
+    const ParameterRows gradients = with_parameters ? rows_of({all[I]...}) : ParameterRows();
+    Tensor grad_x;
+    if (with_x || with_parameters) {
+      grad_x = Backend::backward(kActivation, grad, x, rows_of({parameters...}), with_x, gradients);
+    }
+    return {with_x ? grad_x : not_computed(x), all[I]...};
+  }
+
+ private:
+  // Each parameter as [coefficients, channels].
+  static ParameterRows rows_of(ParameterRows parameters) {
+    int64_t size = 0;
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      Tensor& row = parameters[i];
+      // [channels], [coefficients, channels], or [channels, coefficients]
+      row = row.dim() == 1 ? row.unsqueeze(0) : Argument(Row::kParameters[i], row).shape[0] == 'S' ? row : row.t();
+      size += row.size(0);
+    }
+    TORCH_CHECK_VALUE(size <= kMaxParameters, Row::kForward.op, ": there are ", size,
+                      " parameters for each channel; at most ", kMaxParameters, " are allowed");
+    constexpr int kSize = Row::Formula::kSize;
+    TORCH_INTERNAL_ASSERT(kSize == 0 || size == kSize, Row::kForward.op, " has ", size,
+                          " parameters in pointwise_list.h, and its formula has ", kSize);
+    return parameters;
   }
 };
 
-template <typename Backend, Activation kActivation, size_t kParameters>
-void add_pointwise_op(torch::Library& m, const std::string& name) {
-  using Op = PointwiseOp<Backend, kActivation, std::make_index_sequence<kParameters>>;
-  m.impl(name.c_str(), &Op::forward);
-  m.impl((name + "_backward").c_str(), &Op::backward);
+template <typename Backend, Activation kActivation>
+void add_pointwise_op(torch::Library& m) {
+  using Row = PointwiseRow<kActivation>;
+  using Op = PointwiseOp<Backend, kActivation, std::make_index_sequence<std::size(Row::kParameters)>>;
+  add_op<Row::kForward, &Op::forward>(m);
+  add_op<Row::kBackward, &Op::backward>(m);
 }
 
 template <typename Backend>
 void add_pointwise_ops(torch::Library& m) {
-  add_pointwise_op<Backend, Activation::kPrelu, 1>(m, "prelu");
-  add_pointwise_op<Backend, Activation::kSwish, 1>(m, "swish");
-  add_pointwise_op<Backend, Activation::kAconB, 2>(m, "acon_b");
-  add_pointwise_op<Backend, Activation::kAconC, 3>(m, "acon_c");
-  add_pointwise_op<Backend, Activation::kMetaAconPixel, 2>(m, "meta_acon_pixel");
-  add_pointwise_op<Backend, Activation::kApl, 2>(m, "apl");
-  add_pointwise_op<Backend, Activation::kPau, 2>(m, "pau");
-  add_pointwise_op<Backend, Activation::kSrelu, 4>(m, "srelu");
-  add_pointwise_op<Backend, Activation::kMixture, 2>(m, "mixture");
-  add_pointwise_op<Backend, Activation::kSlaf, 1>(m, "slaf");
+#define PWLU_ADD(op, ...) add_pointwise_op<Backend, Activation::op>(m);
+  PWLU_FORALL_POINTWISE(PWLU_ADD)
+#undef PWLU_ADD
 }
 
 }  // namespace

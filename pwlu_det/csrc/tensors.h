@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <torch/version.h>
 
 #include "layout.h"
 
@@ -9,6 +10,9 @@ namespace pwlu {
 namespace {
 
 using at::Tensor;
+
+// ops/kernels.py looks for this in a library that cannot be loaded.
+__attribute__((used)) const char kBuiltFor[] = "pwlu_det kernels for torch " TORCH_VERSION;
 
 // The memory format that the kernels work in: that of x where it is dense, else contiguous.
 inline at::MemoryFormat format_of(const Tensor& x) {
@@ -25,8 +29,13 @@ inline Layout layout_of(const Tensor& x, int64_t functions, at::MemoryFormat for
   return {x.size(0), x.size(1), inner, inner == 1 || format != at::MemoryFormat::Contiguous};
 }
 
-// A tensor like x, as the ops return it: x's own strides where it is dense.
+// What an op returns in place of a gradient that output_mask does not ask for.
+inline Tensor not_computed(const Tensor& like) { return at::empty({0}, like.options()); }
+
+// A tensor like x, as the ops return it: with x's own strides where these are dense. Undefined if it is not asked
+// for.
 inline Tensor with_layout_of(const Tensor& x, const Tensor& dense, const Tensor& result) {
+  if (!result.defined()) return not_computed(x);
   return x.is_same(dense) ? result : at::empty_like(x).copy_(result);
 }
 

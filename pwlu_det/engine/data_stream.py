@@ -8,7 +8,11 @@ have followed them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from detectron2.data import build_detection_train_loader
@@ -20,36 +24,60 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pwlu_det.data.mapper import Mapper
 from pwlu_det.engine.random_state import seeded
 
+logger = logging.getLogger(f"detectron2.{__name__}")
+
 Draw = tuple[int, int]
 """An image's position in the stream shared by all processes, and its index in the data set."""
 
 
-def build_train_loader(cfg) -> DataLoader:
-    """A resumable version of detectron2's training loader (data set, sampler, mapper, aspect-ratio grouping).
+def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> DataLoader:
+    """detectron2's training loader (data set, sampler, mapper, grouping by aspect ratio), which can resume.
 
-    Set ``loader.batch_sampler.first_batch`` to skip that many batches. The random numbers for an image depend
-    only on ``SEED`` and the image's position in the stream, so neither ``NUM_WORKERS`` nor the number of
-    processes changes them. Without grouping, the batches of all processes together are those of one process.
+    The random numbers for an image depend only on ``SEED`` and on the position of the image in the stream,
+    so neither ``NUM_WORKERS`` nor the number of processes changes them; without grouping, the batches of all
+    processes together are those of one process. A data set without a fixed order (an ``IterableDataset``)
+    gets detectron2's own loader, which cannot resume exactly.
+
+    Args:
+        mapper: makes what the model is given from an entry of the data set; by default detectron2's own, with
+            errors that name the image. Its random numbers have to come from NumPy, torch or Python.
     """
-    # The mapper works on one image at a time, so it can run last: batches are formed before images are read.
+    mapper = mapper or Mapper(cfg, is_train=True)
+    # The mapper works on one image at a time, so it can come last, after batches are made of unread entries.
     with seeded(cfg.SEED):  # detectron2's samplers draw their seed from NumPy
         loader = build_detection_train_loader(cfg, mapper=_identity)
-    while not isinstance(loader, ToIterableDataset):  # the innermost layer: sampler and data set
+    while not isinstance(loader, ToIterableDataset):  # the pair of sampler and data set, innermost
+        if not hasattr(loader, "dataset"):
+            return build_detection_train_loader(cfg, mapper=mapper)
         loader = loader.dataset
     sampler, images = loader.sampler, loader.dataset
-    grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     batches = BatchSampler(
         sampler,
         batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
-        wide=[images[i]["width"] > images[i]["height"] for i in range(len(images))] if grouping else None,
+        wide=_find_wide(images) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
     )
     return DataLoader(
-        SeededImages(images, Mapper(cfg, is_train=True), cfg.SEED),
+        SeededImages(images, mapper, cfg.SEED),
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        generator=torch.Generator(),  # otherwise it would draw from the generator that the model uses
+        worker_init_fn=_leave_sigterm_to_the_parent,
+        generator=torch.Generator(),  # the default one is also used by the model
     )
+
+
+def enter_stream(loader, first_batch: int) -> None:
+    """Let the next iterator of a loader of :func:`build_train_loader` start after that many batches.
+
+    Any other loader starts anew, which is logged if there is something to skip.
+    """
+    if isinstance(getattr(loader, "batch_sampler", None), BatchSampler):
+        loader.batch_sampler.first_batch = first_batch
+    elif first_batch > 0:
+        logger.warning(
+            "The data loader is not that of pwlu_det.build_train_loader, so its data start over: the run "
+            "continues, but its weights will not be exactly those of an uninterrupted run."
+        )
 
 
 class BatchSampler(Sampler):
@@ -99,3 +127,26 @@ class SeededImages(Dataset):
 
 def _identity(image: dict) -> dict:
     return image
+
+
+def _find_wide(images: Dataset) -> list[bool] | None:
+    """Whether each image is wider than high; None if the data set does not say."""
+    entries = [images[i] for i in range(len(images))]
+    if any("width" not in entry or "height" not in entry for entry in entries):
+        logger.warning(
+            "DATALOADER.ASPECT_RATIO_GROUPING has no effect: the data set has no width and height."
+        )
+        return None
+    return [entry["width"] > entry["height"] for entry in entries]
+
+
+def _leave_sigterm_to_the_parent(worker: int) -> None:
+    """Clusters send SIGTERM to all processes of a run; the trainer still needs its workers then."""
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=wait, daemon=True).start()

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pwlu_det.activations import ACTIVATIONS
+from pwlu_det.activations.registry import get_activation
+from pwlu_det.errors import ConfigError
 
 
 def build_optimizer(cfg, model: nn.Module) -> Optimizer:
@@ -19,6 +21,7 @@ def build_optimizer(cfg, model: nn.Module) -> Optimizer:
     ``MODEL.ACTIVATION.WEIGHT_DECAY``. Convolutions and norms inside F-ReLU and Meta-ACON are optimized like
     all others, except that the convolutions' biases are not decayed, as in the authors' code.
     """
+    check_has_sites(cfg, model)
     optimizer = build_stock_optimizer(cfg, model)
     own = {
         "params": [p for p in activation_parameters(model) if p.requires_grad],
@@ -35,6 +38,21 @@ def build_optimizer(cfg, model: nn.Module) -> Optimizer:
         # Clipping by value fails on parameters without a gradient, such as those of FPN levels no head uses.
         hide_while_stepping(optimizer, lambda: [p for p in _parameters(optimizer) if p.grad is None])
     return optimizer
+
+
+def check_has_sites(cfg, model: nn.Module) -> None:
+    """Check that a model has the activation that its config names.
+
+    Raises:
+        ConfigError: it has none: its backbone's builder does not know ``MODEL.ACTIVATION``.
+    """
+    name = cfg.MODEL.ACTIVATION.NAME
+    if name != "relu" and not any(isinstance(m, get_activation(name)) for m in model.modules()):
+        raise ConfigError(
+            f"MODEL.ACTIVATION.NAME is {name!r}, but the model has no such activation: MODEL.BACKBONE.NAME "
+            f"{cfg.MODEL.BACKBONE.NAME!r} must be one of the build_act_* backbones, or call "
+            "convert_activations"
+        )
 
 
 def activation_parameters(model: nn.Module) -> list[nn.Parameter]:

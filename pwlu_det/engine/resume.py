@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pwlu_det.checkpoint.checkpointer import Resumable
+from pwlu_det.engine.data_stream import enter_stream
+from pwlu_det.engine.gather import EachIteration
 from pwlu_det.engine.random_state import seed_all
 from pwlu_det.errors import CheckpointError
 
@@ -35,32 +37,34 @@ class ExactResume(HookBase):
     """
 
     def __init__(self, cfg):
-        self.seed, self.period, self.config = cfg.SEED, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.dump()
-        self._normalizers: list[float | None] = []
+        self.seed, self.config = cfg.SEED, cfg.dump()
+        self._normalizers = EachIteration()
+        self._loaded = [None] * comm.get_world_size()
 
     def before_train(self) -> None:
-        self.trainer.data_loader.batch_sampler.first_batch = self.trainer.start_iter
+        enter_stream(self.trainer.data_loader, self.trainer.start_iter)
 
     def before_step(self) -> None:
         seed_all(self.seed, self.trainer.iter, comm.get_rank())
 
     def after_step(self) -> None:
-        next_iter = self.trainer.iter + 1
-        if next_iter % self.period == 0 or next_iter == self.trainer.max_iter:
-            normalizer = getattr(_without_ddp(self.trainer.model), "loss_normalizer", None)
-            self._normalizers = comm.all_gather(normalizer)
+        # In each iteration, since a checkpoint can be written after any.
+        normalizer = getattr(_without_ddp(self.trainer.model), "loss_normalizer", None)
+        if normalizer is not None:
+            self._normalizers(normalizer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"config": self.config, "loss_normalizers": self._normalizers}
+        return {"config": self.config, "loss_normalizers": self._normalizers.newest() or self._loaded}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        num_processes = len(state["loss_normalizers"])
+        self._loaded = state["loss_normalizers"]
+        num_processes = len(self._loaded)
         if num_processes != comm.get_world_size():
             logger.warning(
                 f"The checkpoint was saved by a run with {num_processes} processes and is resumed with "
                 f"{comm.get_world_size()}: the weights will not be exactly those of an uninterrupted run."
             )
-        _restore_normalizer(_without_ddp(self.trainer.model), state["loss_normalizers"])
+        _restore_normalizer(_without_ddp(self.trainer.model), self._loaded)
 
 
 class ResumablePreciseBN(PreciseBN):
@@ -68,11 +72,11 @@ class ResumablePreciseBN(PreciseBN):
 
     def __init__(self, period: int, model: nn.Module, data_loader, num_iter: int):
         super().__init__(period, model, data_loader, num_iter)
-        self.period, self.sampler, self.num_iter = period, data_loader.batch_sampler, num_iter
+        self.period, self.data_loader, self.num_iter = period, data_loader, num_iter
 
     def before_train(self) -> None:
         if self.period > 0:
-            self.sampler.first_batch = self.trainer.start_iter // self.period * self.num_iter
+            enter_stream(self.data_loader, self.trainer.start_iter // self.period * self.num_iter)
 
 
 def warn_of_changes(resumable: Resumable, cfg) -> None:

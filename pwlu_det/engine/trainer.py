@@ -9,7 +9,7 @@ import weakref
 import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
-from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
@@ -17,12 +17,23 @@ from torch import nn
 from pwlu_det.checkpoint.checkpointer import Checkpointer, Resumable
 from pwlu_det.collect_env import collect_env
 from pwlu_det.config import on_cpu
+from pwlu_det.data.evaluators import build_evaluator
 from pwlu_det.data.mapper import Mapper
 from pwlu_det.engine.amp import build_step_trainer
 from pwlu_det.engine.data_stream import build_train_loader
-from pwlu_det.engine.optimizer import build_optimizer
+from pwlu_det.engine.optimizer import build_optimizer, check_has_sites
 from pwlu_det.engine.phases import build_phase_hook
 from pwlu_det.engine.resume import ExactResume, ResumablePreciseBN, settle_seed, warn_of_changes
+from pwlu_det.engine.stop import StopOnSignal
+
+# The parts of each architecture that take features from the backbone.
+_HEADS = {
+    "RetinaNet": ("RETINANET",),
+    "GeneralizedRCNN": ("RPN", "ROI_HEADS"),
+    "ProposalNetwork": ("RPN",),
+    "SemanticSegmentor": ("SEM_SEG_HEAD",),
+    "PanopticFPN": ("RPN", "ROI_HEADS", "SEM_SEG_HEAD"),
+}
 
 # A child of detectron2's logger, so that it uses detectron2's handlers and log files.
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -62,9 +73,11 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._build_precise_bn(),
-            ExactResume(cfg),  # after all hooks that run the model in training, before checkpointing
+            ExactResume(cfg),  # after all that run the model in training, and before the checkpoints
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
+            StopOnSignal(),  # before an evaluation, for which there may be no time
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            hooks.EvalHook(0, self._evaluate_with_tta) if cfg.TEST.AUG.ENABLED else None,
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
 
@@ -88,6 +101,12 @@ class Trainer(DefaultTrainer):
             super().run_step()
 
     @classmethod
+    def build_model(cls, cfg):
+        model = super().build_model(cfg)
+        check_has_sites(cfg, model)
+        return model
+
+    @classmethod
     def build_train_loader(cls, cfg):
         return build_train_loader(cfg)
 
@@ -101,9 +120,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
-        return COCOEvaluator(
-            dataset_name, output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        )
+        return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    @classmethod
+    def test_with_tta(cls, cfg, model) -> dict:
+        """Evaluate with the test-time augmentation of ``TEST.AUG``; the keys of the results end in "
+        "``_TTA``."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{key}_TTA": value for key, value in results.items()}
 
     def _build_precise_bn(self) -> ResumablePreciseBN | None:
         cfg = self.cfg.clone()
@@ -118,14 +144,18 @@ class Trainer(DefaultTrainer):
         self._last_eval_results = self.test(self.cfg, self.model)  # detectron2 verifies these after the run
         return self._last_eval_results
 
+    def _evaluate_with_tta(self) -> dict:
+        results = self.test_with_tta(self.cfg, self.model)
+        self._last_eval_results = {**self._last_eval_results, **results}
+        return results
+
 
 def _distribute(model: nn.Module, cfg) -> nn.Module:
     """Wrap the model in DDP if there are several processes."""
     devices = {"device_ids": None} if on_cpu(cfg) else {}
-    # FPN levels that no head uses, as in the quickstart, leave parameters without a gradient.
-    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-        used = {*cfg.MODEL.RETINANET.IN_FEATURES}
-    else:
-        used = {*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES}
+    # Levels of the FPN that no head uses, as in the quickstart, get no gradient.
+    used = {
+        level for part in _HEADS.get(cfg.MODEL.META_ARCHITECTURE, ()) for level in cfg.MODEL[part].IN_FEATURES
+    }
     unused = set(model.backbone.output_shape()) - used
     return create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=bool(unused), **devices)

@@ -2,7 +2,7 @@
 
 # What the kernels implement is defined before they are loaded.
 # isort: off
-from pwlu_det.ops.pointwise import (
+from pwlu_det.ops.formulas import (
     acon_b,
     acon_c,
     apl,
@@ -20,23 +20,3 @@ from pwlu_det.ops.frelu_sync import frelu_sync
 from pwlu_det.ops.pwlu import pwlu, pwlu_phase1
 from pwlu_det.ops.kernels import kernels_in_use
 # isort: on
-
-__all__ = [
-    "acon_b",
-    "acon_c",
-    "apl",
-    "frelu",
-    "frelu_inference",
-    "frelu_sync",
-    "kernels_in_use",
-    "meta_acon_pixel",
-    "mixture",
-    "pau",
-    "prelu",
-    "pwlu",
-    "pwlu_phase1",
-    "rpau",
-    "slaf",
-    "srelu",
-    "swish",
-]

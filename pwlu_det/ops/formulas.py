@@ -1,80 +1,109 @@
-"""Pointwise activations and their derivatives in plain torch: what every kernel is held against.
+"""The pointwise activations: for each its op, its formula in plain torch, and the derivatives of that.
 
-Each activation is two functions of the input ``x`` and of its parameters, all in one dtype: the formula, and
-its partial derivatives by ``x`` and by each parameter, in the order of the arguments. A parameter broadcasts
-against ``x``; one that holds several coefficients for each channel is a sequence of such tensors, and so is
-the derivative by it.
+The formulas are what every kernel is tested against, and what runs where there is none.
+:func:`pwlu_det.ops.pointwise.pointwise` describes what they are called with, and what the public
+functions of this module take. The functions raise ValueError where a shape does not fit, or a dtype is
+not float32, float64, float16 or bfloat16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from pwlu_det.ops.pointwise import pointwise
+
 # --- piecewise linear ---------------------------------------------------------------------------
 
 
+@pointwise(slope="C")
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
+    """max(x, 0) + slope * min(x, 0) (He et al. 2015); ``slope`` is ``[C]``."""
     return torch.where(x > 0, x, slope * x)
 
 
-def prelu_partials(x: Tensor, slope: Tensor) -> tuple:
-    return torch.where(x > 0, 1.0, slope), x.clamp(max=0)
+@prelu.partials
+def prelu_partials(x: Tensor, slope: Tensor) -> Iterator[Tensor]:
+    yield torch.where(x > 0, 1.0, slope)
+    yield x.clamp(max=0)
 
 
+@pointwise(slopes="S C", offsets="S C")
 def apl(x: Tensor, slopes: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
+    """max(0, x) + sum over s of slopes[s] * max(0, offsets[s] - x) (Agostinelli et al. 2015).
+
+    ``slopes`` and ``offsets`` are ``[S, C]``.
+    """
     y = x.clamp(min=0)
     for a, b in zip(slopes, offsets):
         y = y + a * (b - x).clamp(min=0)
     return y
 
 
-def apl_partials(x: Tensor, slopes: Sequence[Tensor], offsets: Sequence[Tensor]) -> tuple:
-    bent = [(x < b).to(x.dtype) for b in offsets]
-    by_x = (x > 0).to(x.dtype) - sum(a * inside for a, inside in zip(slopes, bent))
-    by_slopes = [(b - x).clamp(min=0) for b in offsets]
-    return by_x, by_slopes, [a * inside for a, inside in zip(slopes, bent)]
+@apl.partials
+def apl_partials(x: Tensor, slopes: Sequence[Tensor], offsets: Sequence[Tensor]) -> Iterator:
+    by_offsets = [a * (x < b) for a, b in zip(slopes, offsets)]
+    yield (x > 0).to(x.dtype) - sum(by_offsets)
+    yield [(b - x).clamp(min=0) for b in offsets]
+    yield by_offsets
 
 
+@pointwise(left="C", left_slope="C", right="C", right_slope="C")
 def srelu(x: Tensor, left: Tensor, left_slope: Tensor, right: Tensor, right_slope: Tensor) -> Tensor:
+    """x between two thresholds, and a line with its own slope beyond each of them (Jin et al. 2016).
+
+    right + right_slope * (x - right) for x >= right, left + left_slope * (x - left) for x <= left; where
+    the thresholds have crossed the first counts. All parameters are ``[C]``.
+    """
     y = torch.where(x <= left, left + left_slope * (x - left), x)
     return torch.where(x >= right, right + right_slope * (x - right), y)
 
 
-def srelu_partials(x: Tensor, left: Tensor, left_slope: Tensor, right: Tensor, right_slope: Tensor) -> tuple:
+@srelu.partials
+def srelu_partials(
+    x: Tensor, left: Tensor, left_slope: Tensor, right: Tensor, right_slope: Tensor
+) -> Iterator[Tensor]:
     on_right = x >= right
     on_left = (x <= left) & ~on_right
-    by_x = torch.where(on_right, right_slope, torch.where(on_left, left_slope, 1.0))
-    return (
-        by_x,
-        torch.where(on_left, 1 - left_slope, 0.0),
-        torch.where(on_left, x - left, 0.0),
-        torch.where(on_right, 1 - right_slope, 0.0),
-        torch.where(on_right, x - right, 0.0),
-    )
+    yield torch.where(on_right, right_slope, torch.where(on_left, left_slope, 1.0))
+    yield torch.where(on_left, 1 - left_slope, 0.0)
+    yield torch.where(on_left, x - left, 0.0)
+    yield torch.where(on_right, 1 - right_slope, 0.0)
+    yield torch.where(on_right, x - right, 0.0)
 
 
+@pointwise(identity_share="C", relu_share="C")
 def mixture(x: Tensor, identity_share: Tensor, relu_share: Tensor) -> Tensor:
+    """identity_share * x + relu_share * max(0, x) (Manessi and Rozza 2018); parameters are ``[C]``."""
     return identity_share * x + relu_share * x.clamp(min=0)
 
 
-def mixture_partials(x: Tensor, identity_share: Tensor, relu_share: Tensor) -> tuple:
-    return identity_share + relu_share * (x > 0), x, x.clamp(min=0)
+@mixture.partials
+def mixture_partials(x: Tensor, identity_share: Tensor, relu_share: Tensor) -> Iterator[Tensor]:
+    yield identity_share + relu_share * (x > 0)
+    yield x
+    yield x.clamp(min=0)
 
 
 # --- ACON ---------------------------------------------------------------------------------------
 
 
+@pointwise(p1="C", p2="C", beta="C")
 def acon_c(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
+    """(p1-p2)x * sigmoid(beta (p1-p2)x) + p2 x (Ma et al. 2021, equation 4); parameters are ``[C]``."""
     u = (p1 - p2) * x
     return u * torch.sigmoid(beta * u) + p2 * x
 
 
-def acon_c_partials(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> tuple:
+@acon_c.partials
+def acon_c_partials(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Iterator[Tensor]:
     u, by_u, by_z = _gated(x, p1, p2, beta)
-    return (p1 - p2) * by_u + p2, x * by_u, x * (1 - by_u), by_z * u
+    yield (p1 - p2) * by_u + p2
+    yield x * by_u
+    yield x * (1 - by_u)
+    yield by_z * u
 
 
 def _gated(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,68 +114,87 @@ def _gated(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> tuple[Tensor, Ten
     return u, s + beta * by_z, by_z
 
 
+@pointwise(p="C", beta="C")
 def acon_b(x: Tensor, p: Tensor, beta: Tensor) -> Tensor:
-    return acon_c(x, torch.ones_like(p), p, beta)
+    """(1-p)x * sigmoid(beta (1-p)x) + px (Ma et al. 2021, equation 3); ``p`` and ``beta`` are ``[C]``."""
+    return acon_c.formula(x, torch.ones_like(p), p, beta)
 
 
-def acon_b_partials(x: Tensor, p: Tensor, beta: Tensor) -> tuple:
+@acon_b.partials
+def acon_b_partials(x: Tensor, p: Tensor, beta: Tensor) -> Iterator[Tensor]:
     by_x, _, by_p, by_beta = acon_c_partials(x, torch.ones_like(p), p, beta)
-    return by_x, by_p, by_beta
+    yield from (by_x, by_p, by_beta)
 
 
+@pointwise(beta="C")
 def swish(x: Tensor, beta: Tensor) -> Tensor:
+    """x * sigmoid(beta * x): Swish, and ACON-A of Ma et al. 2021; ``beta`` is ``[C]``."""
     return x * torch.sigmoid(beta * x)
 
 
-def swish_partials(x: Tensor, beta: Tensor) -> tuple:
+@swish.partials
+def swish_partials(x: Tensor, beta: Tensor) -> Iterator[Tensor]:
     by_x, _, _, by_beta = acon_c_partials(x, torch.ones_like(beta), torch.zeros_like(beta), beta)
-    return by_x, by_beta
+    yield from (by_x, by_beta)
 
 
+@pointwise(p1="C", p2="C")
 def meta_acon_pixel(x: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
-    return acon_c(x, p1, p2, torch.sigmoid(x))
+    """ACON-C with beta = sigmoid(x), element by element (Ma et al. 2021, Table 5); parameters are ``[C]``."""
+    return acon_c.formula(x, p1, p2, torch.sigmoid(x))
 
 
-def meta_acon_pixel_partials(x: Tensor, p1: Tensor, p2: Tensor) -> tuple:
+@meta_acon_pixel.partials
+def meta_acon_pixel_partials(x: Tensor, p1: Tensor, p2: Tensor) -> Iterator[Tensor]:
     beta = torch.sigmoid(x)
     u, by_u, by_z = _gated(x, p1, p2, beta)
-    by_x = (p1 - p2) * by_u + p2 + by_z * (beta * torch.sigmoid(-x) * u)
-    return by_x, x * by_u, x * (1 - by_u)
+    yield (p1 - p2) * by_u + p2 + by_z * (beta * torch.sigmoid(-x) * u)
+    yield x * by_u
+    yield x * (1 - by_u)
 
 
 # --- polynomial and rational --------------------------------------------------------------------
 
 
+@pointwise(coefficients="C S")
 def slaf(x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+    """Sum over j < S of coefficients[j] x^j (Goyal et al. 2019); ``coefficients`` is ``[C, S]``."""
     y = torch.zeros_like(x)
     for a in reversed(coefficients):  # Horner's rule
         y = y * x + a
     return y
 
 
-def slaf_partials(x: Tensor, coefficients: Sequence[Tensor]) -> tuple:
+@slaf.partials
+def slaf_partials(x: Tensor, coefficients: Sequence[Tensor]) -> Iterator:
     powers = _powers(x, len(coefficients))
-    by_x = sum((j * a * powers[j - 1] for j, a in enumerate(coefficients) if j > 0), torch.zeros_like(x))
-    return by_x, powers
+    yield sum((j * a * powers[j - 1] for j, a in enumerate(coefficients) if j > 0), torch.zeros_like(x))
+    yield powers
 
 
+@pointwise(numerator="P 6", denominator="P 4")
 def pau(x: Tensor, numerator: Sequence[Tensor], denominator: Sequence[Tensor]) -> Tensor:
+    """P(x) / Q(x), safe, of orders 5 and 4 (Molina et al. 2020, equation 2).
+
+    P = sum over j = 0 ... 5 of numerator[j] x^j and Q = 1 + sum over k = 1 ... 4 of |denominator[k-1] x^k|;
+    ``numerator`` is ``[C, 6]`` and ``denominator`` ``[C, 4]``, or ``[1, 6]`` and ``[1, 4]`` for one function
+    for the layer. It does not overflow where y itself does not, unless both the largest coefficient of Q
+    is 0 and |x| is above 1e7.
+    """
     m, u, v, w = _scaled_powers(x)
     return m * (_numerator(numerator, u, v) / _denominator(denominator, v, w))
 
 
-def pau_partials(x: Tensor, numerator: Sequence[Tensor], denominator: Sequence[Tensor]) -> tuple:
+@pau.partials
+def pau_partials(x: Tensor, numerator: Sequence[Tensor], denominator: Sequence[Tensor]) -> Iterator:
     m, u, v, w = _scaled_powers(x)
     q = _denominator(denominator, v, w)
     ratio = _numerator(numerator, u, v) / q
     slope_of_p = sum(j * numerator[j] * u[j - 1] * v[5 - j] for j in range(1, 6))
     slope_of_q = sum(k * b.abs() * w[k - 1] * v[4 - k] for k, b in enumerate(denominator, start=1))
-    by_x = (slope_of_p - x.sign() * slope_of_q * ratio) / q
-    by_numerator = [m * (u[j] * v[5 - j] / q) for j in range(6)]
-    by_denominator = [
-        -m * ratio * (b.sign() * w[k] * v[4 - k] / q) for k, b in enumerate(denominator, start=1)
-    ]
-    return by_x, by_numerator, by_denominator
+    yield (slope_of_p - x.sign() * slope_of_q * ratio) / q
+    yield [m * (u[j] * v[5 - j] / q) for j in range(6)]
+    yield [-m * ratio * (b.sign() * w[k] * v[4 - k] / q) for k, b in enumerate(denominator, start=1)]
 
 
 def _scaled_powers(x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:

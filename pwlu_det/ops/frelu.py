@@ -23,31 +23,19 @@ Arithmetic is in float32 (float64 for float64); results have the dtype and the m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pwlu_det.ops.pointwise import check_input
+from pwlu_det.ops.library import compute_dtype, define, needed_outputs, only_needed
 
-_NORM = "Tensor norm_weight, Tensor norm_bias, float eps"
-_SAVED = "Tensor x, Tensor conv, Tensor mean, Tensor var"
-
-for _schema in (
-    f"frelu(Tensor x, Tensor weight, Tensor bias, {_NORM}) -> (Tensor, Tensor, Tensor, Tensor)",
-    f"frelu_backward(Tensor grad, {_SAVED}, Tensor weight, Tensor bias, {_NORM})"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "frelu_inference(Tensor x, Tensor weight, Tensor bias) -> Tensor",
-    "frelu_inference_backward(Tensor grad, Tensor x, Tensor y, Tensor weight, Tensor bias)"
-    " -> (Tensor, Tensor, Tensor)",
-    "frelu_convolve(Tensor x, Tensor weight, Tensor bias) -> (Tensor, Tensor, Tensor)",
-    f"frelu_normalise({_SAVED}, {_NORM}) -> Tensor",
-    f"frelu_norm_sums(Tensor grad, {_SAVED}, {_NORM}) -> Tensor",
-    f"frelu_convolve_backward(Tensor grad, {_SAVED}, Tensor weight, Tensor bias, {_NORM}, Tensor norm_means)"
-    " -> (Tensor, Tensor, Tensor)",
-):
-    torch.library.define(f"pwlu_det::{_schema[: _schema.index('(')]}", _schema[_schema.index("(") :])
+_X = {"x": "B C H W"}
+_SAVED = {**_X, "conv": "x", "mean": "C", "var": "C"}
+_CONVOLUTION = {"weight": "C 1 3 3", "bias": "C"}
+_NORM = {"norm_weight": "C", "norm_bias": "C", "eps": "float"}
+_GRAD = {"grad": "x"}
 
 
 def frelu(
@@ -70,8 +58,7 @@ def frelu(
     Raises:
         ValueError: a shape or dtype other than those.
     """
-    check_arguments(x, weight=weight, bias=bias, norm_weight=norm_weight, norm_bias=norm_bias)
-    if x.numel() <= x.shape[1]:
+    if x.dim() == 4 and x.numel() <= x.shape[1]:
         raise ValueError(f"frelu: x has shape {tuple(x.shape)}; statistics need two values for each channel")
     y, _, mean, var = torch.ops.pwlu_det.frelu(x, weight, bias, norm_weight, norm_bias, eps)
     return y, mean.detach(), var.detach()
@@ -82,37 +69,15 @@ def frelu_inference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     A batch norm with fixed statistics is folded into ``weight`` and ``bias`` by the caller.
     """
-    check_arguments(x, weight=weight, bias=bias)
     return torch.ops.pwlu_det.frelu_inference(x, weight, bias)
-
-
-def check_arguments(x: Tensor, **parameters: Tensor) -> None:
-    check_input("frelu", x)
-    if x.dim() != 4:
-        raise ValueError(f"frelu: x has shape {tuple(x.shape)}; [B, C, H, W] is needed")
-    for name, parameter in parameters.items():
-        expected = (x.shape[1], 1, 3, 3) if name == "weight" else (x.shape[1],)
-        if parameter.shape != expected:
-            raise ValueError(
-                f"frelu: {name} has shape {tuple(parameter.shape)}; for x of shape {tuple(x.shape)} it "
-                f"must be {list(expected)}"
-            )
 
 
 # --- plain torch, on every device that no kernel of its own is registered for -------------------
 
 
-def _plain(op: str) -> Callable:
-    def register(function):
-        torch.library.impl(f"pwlu_det::{op}", "CompositeExplicitAutograd", function)
-        return function
-
-    return register
-
-
 def _widen(x: Tensor, *others: Tensor) -> list[Tensor]:
     """All in the dtype that is computed in for ``x``."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = compute_dtype(x.dtype)
     return [tensor.to(dtype) for tensor in (x, *others)]
 
 
@@ -129,14 +94,24 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(*_widen(x, weight, bias), padding=1, groups=x.shape[1])
 
 
-def _convolve_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    c = x.shape[1]
-    return torch.ops.aten.convolution_backward(
-        *(grad, x, weight, [c], [1, 1], [1, 1], [1, 1], False, [0, 0], c, [True, True, True])
+def _convolve_backward(
+    x: Tensor, weight: Tensor, bias: Tensor, to_x: Tensor, to_conv: Tensor, output_mask: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias from those of x alone and of the convolution's output."""
+    with_x, with_parameters = output_mask
+    wide_x, wide_weight, c = *_widen(x, weight), x.shape[1]
+    by_x, by_weight, by_bias = torch.ops.aten.convolution_backward(
+        *(to_conv, wide_x, wide_weight, [c], [1, 1], [1, 1], [1, 1], False, [0, 0], c),
+        (with_x, with_parameters, with_parameters),
+    )
+    return (
+        _like(x, to_x + by_x) if with_x else None,
+        by_weight.to(weight.dtype) if with_parameters else None,
+        by_bias.to(bias.dtype) if with_parameters else None,
     )
 
 
-@_plain("frelu_convolve")
+@define("frelu_convolve", {**_X, **_CONVOLUTION}, results=["x", "C", "C"])
 def _convolve_with_statistics(x, weight, bias):
     """``[C]`` of zeros are the statistics of nothing."""
     conv = _like(x, _convolve(x, weight, bias))
@@ -147,110 +122,81 @@ def _convolve_with_statistics(x, weight, bias):
     return conv, mean, var
 
 
-@_plain("frelu_normalise")
+@define("frelu_normalise", {**_SAVED, **_NORM}, results=["x"])
 def _normalise(x, conv, mean, var, norm_weight, norm_bias, eps):
-    wide, norm_weight, norm_bias = _widen(conv, norm_weight, norm_bias)
+    wide, mean, var, norm_weight, norm_bias = _widen(conv, mean, var, norm_weight, norm_bias)
     normed = (wide - _channel(mean)) * _channel((var + eps).rsqrt() * norm_weight) + _channel(norm_bias)
     return _like(x, torch.maximum(x, normed.to(x.dtype)))
 
 
 def _norm_gradient(grad, x, conv, mean, var, norm_weight, norm_bias, eps):
     """The convolution's output without its mean and deviation, and the gradient of the norm's output."""
-    wide, g, conv, gamma, beta = _widen(x, grad, conv, norm_weight, norm_bias)
+    wide, g, conv, mean, var, gamma, beta = _widen(x, grad, conv, mean, var, norm_weight, norm_bias)
     normal = (conv - _channel(mean)) * _channel((var + eps).rsqrt())
     return normal, torch.where(normal * _channel(gamma) + _channel(beta) > wide, g, 0.0)
 
 
-@_plain("frelu_norm_sums")
+@define("frelu_norm_sums", {**_GRAD, **_SAVED, **_NORM}, results=["2 C"])
 def _norm_sums(*arguments):
-    """``[2, C]`` in what is computed in."""
     normal, to_norm = _norm_gradient(*arguments)
     return torch.stack([(to_norm * normal).sum((0, 2, 3)), to_norm.sum((0, 2, 3))])
 
 
-@_plain("frelu_convolve_backward")
+@define(
+    "frelu_convolve_backward",
+    {**_GRAD, **_SAVED, **_CONVOLUTION, **_NORM, "norm_means": "2 C"},
+    results=["x", *_CONVOLUTION],
+    output_mask=True,
+)
 def _convolve_backward_in_training(
-    grad, x, conv, mean, var, weight, bias, norm_weight, norm_bias, eps, norm_means
+    grad, x, conv, mean, var, weight, bias, norm_weight, norm_bias, eps, norm_means, output_mask
 ):
     normal, to_norm = _norm_gradient(grad, x, conv, mean, var, norm_weight, norm_bias, eps)
-    wide, g, wide_weight, gamma = _widen(x, grad, weight, norm_weight)
+    _, g, var, gamma, norm_means = _widen(x, grad, var, norm_weight, norm_means)
     # The batch norm's backward: the mean and the variance depend on every element, too.
     centred = to_norm - _channel(norm_means[1]) - normal * _channel(norm_means[0])
-    by_conv = centred * _channel(gamma * (var + eps).rsqrt())
-    by_x, by_weight, by_bias = _convolve_backward(by_conv, wide, wide_weight)
-    return _like(x, g - to_norm + by_x), by_weight.to(weight.dtype), by_bias.to(bias.dtype)
+    to_conv = centred * _channel(gamma * (var + eps).rsqrt())
+    return _convolve_backward(x, weight, bias, g - to_norm, to_conv, output_mask)
 
 
-@_plain("frelu")
+@define("frelu", {**_X, **_CONVOLUTION, **_NORM}, results=["x", "x", "C", "C"])
 def _frelu(x, weight, bias, *norm):
     conv, mean, var = _convolve_with_statistics(x, weight, bias)
     return _normalise(x, conv, mean, var, *norm), conv, mean, var
 
 
-@_plain("frelu_backward")
-def _frelu_backward(grad, x, conv, mean, var, weight, bias, *norm):
+@define(
+    "frelu_backward",
+    {**_GRAD, **_SAVED, **_CONVOLUTION, **_NORM},
+    results=["x", *_CONVOLUTION, "norm_weight", "norm_bias"],
+    output_mask=True,
+)
+def _frelu_backward(grad, x, conv, mean, var, weight, bias, *others):
+    *norm, output_mask = others
     saved = grad, x, conv, mean, var
     sums = _norm_sums(*saved, *norm)
     means = sums / max(1, x.numel() // x.shape[1])
-    grads = _convolve_backward_in_training(*saved, weight, bias, *norm, means)
+    grads = _convolve_backward_in_training(*saved, weight, bias, *norm, means, output_mask)
+    if not output_mask[1]:
+        return *grads, None, None
     return *grads, *(value.to(parameter.dtype, copy=True) for value, parameter in zip(sums, norm))
 
 
-@_plain("frelu_inference")
+@define("frelu_inference", {**_X, **_CONVOLUTION}, results=["x"])
 def _inference(x, weight, bias):
     return _like(x, torch.maximum(x, _convolve(x, weight, bias).to(x.dtype)))
 
 
-@_plain("frelu_inference_backward")
-def _inference_backward(grad, x, y, weight, bias):
-    wide, g, wide_weight = _widen(x, grad, weight)
+@define(
+    "frelu_inference_backward",
+    {**_GRAD, **_X, "y": "x", **_CONVOLUTION},
+    results=["x", *_CONVOLUTION],
+    output_mask=True,
+)
+def _inference_backward(grad, x, y, weight, bias, output_mask):
+    _, g = _widen(x, grad)
     to_conv = torch.where(y > x, g, 0.0)
-    by_x, by_weight, by_bias = _convolve_backward(to_conv, wide, wide_weight)
-    return _like(x, g - to_conv + by_x), by_weight.to(weight.dtype), by_bias.to(bias.dtype)
-
-
-# --- fake kernels -------------------------------------------------------------------------------
-
-
-def _wide_like(x, *shape):
-    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-@torch.library.register_fake("pwlu_det::frelu")
-def _frelu_fake(x, *_others):
-    return torch.empty_like(x), *_convolve_fake(x)
-
-
-@torch.library.register_fake("pwlu_det::frelu_convolve")
-def _convolve_fake(x, *_parameters):
-    return torch.empty_like(x), _wide_like(x, x.shape[1]), _wide_like(x, x.shape[1])
-
-
-@torch.library.register_fake("pwlu_det::frelu_normalise")
-@torch.library.register_fake("pwlu_det::frelu_inference")
-def _output_fake(x, *_others):
-    return torch.empty_like(x)
-
-
-@torch.library.register_fake("pwlu_det::frelu_norm_sums")
-def _norm_sums_fake(_grad, x, *_others):
-    return _wide_like(x, 2, x.shape[1])
-
-
-@torch.library.register_fake("pwlu_det::frelu_backward")
-def _frelu_backward_fake(_grad, x, _conv, _mean, _var, *others):
-    *parameters, _eps = others
-    return torch.empty_like(x), *(p.new_empty(p.shape) for p in parameters)
-
-
-@torch.library.register_fake("pwlu_det::frelu_convolve_backward")
-def _convolve_backward_fake(_grad, x, _conv, _mean, _var, *others):
-    return torch.empty_like(x), *(p.new_empty(p.shape) for p in others[:2])
-
-
-@torch.library.register_fake("pwlu_det::frelu_inference_backward")
-def _inference_backward_fake(_grad, x, _y, *parameters):
-    return torch.empty_like(x), *(p.new_empty(p.shape) for p in parameters)
+    return _convolve_backward(x, weight, bias, g - to_conv, to_conv, output_mask)
 
 
 # --- autograd -----------------------------------------------------------------------------------
@@ -266,7 +212,8 @@ def _save_frelu(ctx, inputs, output):
 def _frelu_autograd(ctx, grad, *_nones):
     if grad is None:
         return (None,) * 6
-    return *torch.ops.pwlu_det.frelu_backward(grad, *ctx.saved_tensors, ctx.eps), None
+    gradients = torch.ops.pwlu_det.frelu_backward(grad, *ctx.saved_tensors, ctx.eps, needed_outputs(ctx))
+    return only_needed(ctx, gradients)
 
 
 def _save_inference(ctx, inputs, output):
@@ -275,7 +222,8 @@ def _save_inference(ctx, inputs, output):
 
 
 def _inference_autograd(ctx, grad):
-    return torch.ops.pwlu_det.frelu_inference_backward(grad, *ctx.saved_tensors)
+    gradients = torch.ops.pwlu_det.frelu_inference_backward(grad, *ctx.saved_tensors, needed_outputs(ctx))
+    return only_needed(ctx, gradients)
 
 
 torch.library.register_autograd("pwlu_det::frelu", _frelu_autograd, setup_context=_save_frelu)

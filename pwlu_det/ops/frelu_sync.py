@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pwlu_det.ops.frelu import check_arguments
+from pwlu_det.ops.library import needed_outputs, only_needed
 
 
 def frelu_sync(
@@ -30,7 +30,6 @@ def frelu_sync(
         y, the pooled mean and population variance of the convolution's output, and the pooled number of its
         elements in a channel (1 where there are none), the last three not differentiable.
     """
-    check_arguments(x, weight=weight, bias=bias, norm_weight=norm_weight, norm_bias=norm_bias)
     return _SyncFrelu.apply(x, weight, bias, norm_weight, norm_bias, eps, group)
 
 
@@ -54,9 +53,11 @@ class _SyncFrelu(torch.autograd.Function):
         pooled = sums.to(torch.float64, copy=True)
         dist.all_reduce(pooled, group=ctx.group)
         means = (pooled / count).to(sums.dtype)
-        grads = torch.ops.pwlu_det.frelu_convolve_backward(grad, *saved, weight, bias, *norm, means)
+        grads = torch.ops.pwlu_det.frelu_convolve_backward(
+            grad, *saved, weight, bias, *norm, means, needed_outputs(ctx)
+        )
         of_norm = (value.to(parameter.dtype) for value, parameter in zip(sums, norm))
-        return *grads, *of_norm, None, None
+        return only_needed(ctx, [*grads, *of_norm])
 
 
 def _pool(count: int, mean: Tensor, var: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
@@ -53,14 +55,26 @@ def _load_library(name: str, how_built: str) -> str:
     failure = PACKAGE / f"{name}_failure.txt"
     if failure.exists():
         return failure.read_text().strip()
-    libraries = [path for end in ("so", "pyd") for path in PACKAGE.glob(f"{name}.*{end}")]
-    if not libraries:
-        return f"the kernels are not built (they are by {how_built})"
+    libraries = [PACKAGE / f"{name}{suffix}" for suffix in EXTENSION_SUFFIXES]  # of this Python
+    library = next((path for path in libraries if path.exists()), None)
+    if library is None:
+        others = ", ".join(sorted(path.name for path in PACKAGE.glob(f"{name}.*")))
+        found = f"; {others} is not for this Python" if others else ""
+        return f"the kernels are not built (they are by {how_built}){found}"
     try:
-        torch.ops.load_library(str(libraries[0]))
-    except OSError as error:  # built for another torch
-        return f"{libraries[0].name} cannot be loaded: {error}"
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        built_for, running = _torch_of(library), torch.__version__.split("+")[0]
+        if built_for not in ("", running):
+            return f"{library.name} is built for torch {built_for}, this is torch {running}; build it again"
+        return f"{library.name} cannot be loaded: {error}"
     return ""
+
+
+def _torch_of(library: Path) -> str:
+    """The version of torch that a library was built for, which ``csrc/tensors.h`` writes into it, or ""."""
+    found = re.search(rb"pwlu_det kernels for torch ([\w.]+)", library.read_bytes())
+    return found[1].decode() if found else ""
 
 
 FALLBACK_REASON = load()

@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 
 from pwlu_det.ops import reference
+from pwlu_det.ops.library import define, needed_outputs, only_needed
 
-_PARAMETERS = "Tensor points, Tensor left_bound, Tensor right_bound, Tensor left_slope, Tensor right_slope"
+PARAMETERS = {
+    "points": "P N+1",
+    "left_bound": "P",
+    "right_bound": "P",
+    "left_slope": "P",
+    "right_slope": "P",
+}
+"""The parameters of PWLU in the order of the ops' arguments, and their shapes."""
 
-torch.library.define("pwlu_det::pwlu", f"(Tensor x, {_PARAMETERS}) -> Tensor")
-torch.library.define(
-    "pwlu_det::pwlu_backward",
-    f"(Tensor grad, Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-torch.library.define("pwlu_det::pwlu_phase1", f"(Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)")
+_ARGUMENTS = {"x": "B C *", **PARAMETERS}
 
 
 def pwlu(
@@ -49,7 +52,6 @@ def pwlu(
     Raises:
         ValueError: the shapes do not fit each other, or ``x`` is not of these dtypes.
     """
-    _check_arguments(x, points, left_bound, right_bound, left_slope, right_slope)
     return torch.ops.pwlu_det.pwlu(x, points, left_bound, right_bound, left_slope, right_slope)
 
 
@@ -70,58 +72,23 @@ def pwlu_phase1(
         ``relu(x)``, and per channel (layer-wise: over all) the mean of ``x`` and the sum of its squared
         deviations from it, ``[C]`` (``[1]``) in float32 (float64 for float64 input), not differentiable.
     """
-    _check_arguments(x, points, left_bound, right_bound, left_slope, right_slope)
     y, mean, deviation = torch.ops.pwlu_det.pwlu_phase1(
         x, points, left_bound, right_bound, left_slope, right_slope
     )
     return y, mean.detach(), deviation.detach()
 
 
-def _check_arguments(x: Tensor, points: Tensor, *others: Tensor) -> None:
-    if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        raise ValueError(f"pwlu: x has dtype {x.dtype}; float32, float64, float16 and bfloat16 are allowed")
-    if x.dim() < 2:
-        raise ValueError(f"pwlu: x has shape {tuple(x.shape)}; [B, C, *] is needed")
-    if points.dim() != 2 or points.shape[0] not in (1, x.shape[1]) or points.shape[1] < 2:
-        raise ValueError(
-            f"pwlu: points has shape {tuple(points.shape)}; for x of shape {tuple(x.shape)} it must be "
-            f"[{x.shape[1]}, N+1] (channel-wise) or [1, N+1] (layer-wise) with N >= 1"
-        )
-    for name, other in zip(("left_bound", "right_bound", "left_slope", "right_slope"), others):
-        if other.shape != points.shape[:1]:
-            raise ValueError(
-                f"pwlu: {name} has shape {tuple(other.shape)}, not [{points.shape[0]}] as points has"
-            )
-
-
 # --- plain torch, on every device that no kernel of its own is registered for -------------------
 
-torch.library.impl("pwlu_det::pwlu", "CompositeExplicitAutograd", reference.pwlu)
-torch.library.impl("pwlu_det::pwlu_backward", "CompositeExplicitAutograd", reference.pwlu_backward)
+define("pwlu", _ARGUMENTS, results=["x"])(reference.pwlu)
+define("pwlu_backward", {"grad": "x", **_ARGUMENTS}, results=["x", *PARAMETERS], output_mask=True)(
+    reference.pwlu_backward
+)
 
 
-@torch.library.impl("pwlu_det::pwlu_phase1", "CompositeExplicitAutograd")
+@define("pwlu_phase1", _ARGUMENTS, results=["x", "P", "P"])
 def _phase1(x, points, *_others):
     return reference.relu_moments(x, points.shape[0])
-
-
-# --- fake kernels -------------------------------------------------------------------------------
-
-
-@torch.library.register_fake("pwlu_det::pwlu")
-def _pwlu_fake(x, *_parameters):
-    return torch.empty_like(x)
-
-
-@torch.library.register_fake("pwlu_det::pwlu_backward")
-def _pwlu_backward_fake(_grad, x, *parameters):
-    return torch.empty_like(x), *(p.new_empty(p.shape) for p in parameters)
-
-
-@torch.library.register_fake("pwlu_det::pwlu_phase1")
-def _phase1_fake(x, points, *_others):
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.empty_like(x), *(x.new_empty(points.shape[0], dtype=dtype) for _ in range(2))
 
 
 # --- autograd -----------------------------------------------------------------------------------
@@ -132,7 +99,8 @@ def _save_inputs(ctx, inputs, output):
 
 
 def _pwlu_autograd(ctx, grad):
-    return torch.ops.pwlu_det.pwlu_backward(grad, *ctx.saved_tensors)
+    gradients = torch.ops.pwlu_det.pwlu_backward(grad, *ctx.saved_tensors, needed_outputs(ctx))
+    return only_needed(ctx, gradients)
 
 
 def _save_phase1(ctx, inputs, output):
@@ -142,7 +110,9 @@ def _save_phase1(ctx, inputs, output):
 
 def _phase1_autograd(ctx, grad, _grad_mean, _grad_deviation):
     y, *parameters = ctx.saved_tensors
-    return torch.ops.aten.threshold_backward(grad, y, 0), *(torch.zeros_like(p) for p in parameters)
+    needs_x, *needed = ctx.needs_input_grad
+    of_x = torch.ops.aten.threshold_backward(grad, y, 0) if needs_x else None
+    return of_x, *(torch.zeros_like(p) if needs_p else None for p, needs_p in zip(parameters, needed))
 
 
 torch.library.register_autograd("pwlu_det::pwlu", _pwlu_autograd, setup_context=_save_inputs)

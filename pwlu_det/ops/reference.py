@@ -9,10 +9,12 @@ Everything is computed in float64, so a fallback is never less exact than a kern
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from pwlu_det.ops.library import compute_dtype
 
 MIN_WIDTH = 1e-4
 """The least width B_R - B_L that is computed with, so that bounds that have crossed can recover."""
@@ -52,8 +54,11 @@ def pwlu_backward(
     right_bound: Tensor,
     left_slope: Tensor,
     right_slope: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    output_mask: Sequence[bool] = (True, True),
+) -> tuple[Tensor | None, ...]:
     """Table 1: gradients of ``x`` and of the five parameters, in the order of the arguments.
+
+    ``output_mask`` says whether that of ``x`` and those of the parameters are computed; the others are None.
 
     All parameter gradients are linear in two moments per bin, A_k = sum(g) and M_k = sum(g * t) with
     t the local coordinate, so one pass over the elements is enough. The sums are taken in a fixed
@@ -66,14 +71,19 @@ def pwlu_backward(
     inner_slope = points.diff(dim=1) / length[:, None]
     slope = torch.cat([left_slope[:, None], inner_slope, right_slope[:, None]], dim=1)
 
-    grad_x = torch.empty_like(x)
+    with_x, with_parameters = output_mask
+    grad_x = torch.empty_like(x) if with_x else None
     amount, moment = torch.zeros_like(slope), torch.zeros_like(slope)
-    for g, x_part, grad_part in _parts(grad, x, grad_x):
+    for g, x_part, *grad_part in _parts(grad, x, *([grad_x] if with_x else [])):
         g = g.double()
         column, coordinate = _locate(x_part.double(), left_bound, right_bound, num_intervals)
-        grad_part.copy_(g * slope.take(column))
-        amount += _sum_by_column(column, g, slope.shape)
-        moment += _sum_by_column(column, g * coordinate, slope.shape)
+        if with_x:
+            grad_part[0].copy_(g * slope.take(column))
+        if with_parameters:
+            amount += _sum_by_column(column, g, slope.shape)
+            moment += _sum_by_column(column, g * coordinate, slope.shape)
+    if not with_parameters:
+        return grad_x, *[None] * len(parameters)
     inner_amount, inner_moment = amount[:, 1:-1], moment[:, 1:-1]
 
     grad_points = torch.zeros_like(points)
@@ -98,7 +108,7 @@ def relu_moments(x: Tensor, num_channels: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Both are ``[num_channels]``, float32 (float64 for float64 input); 0 where ``x`` is empty.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.to(compute_dtype(x.dtype))
     dims = [d for d in range(x.dim()) if d != 1 or num_channels == 1]
     if x.numel() == 0:
         return x.relu(), wide.new_zeros(num_channels), wide.new_zeros(num_channels)

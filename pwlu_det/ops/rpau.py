@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from pwlu_det.ops import formulas
-from pwlu_det.ops.pointwise import TABLE, broadcast_parameters, check_arguments, parameter_gradient
+from pwlu_det.ops.library import define, needed_outputs, only_needed
+from pwlu_det.ops.pointwise import TABLE, broadcast_parameters, gradients
 
-_ARGUMENTS = "Tensor x, Tensor numerator, Tensor denominator, Tensor seed, float alpha"
+_ARGUMENTS = {"x": "B C *", **TABLE["pau"], "seed": "int64", "alpha": "float"}
 _SHAPES = TABLE["pau"].values()
-
-torch.library.define("pwlu_det::rpau", f"({_ARGUMENTS}) -> Tensor")
-torch.library.define("pwlu_det::rpau_backward", f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 
 
 def rpau(x: Tensor, numerator: Tensor, denominator: Tensor, seed: Tensor, alpha: float) -> Tensor:
@@ -26,24 +24,20 @@ def rpau(x: Tensor, numerator: Tensor, denominator: Tensor, seed: Tensor, alpha:
         alpha: half the relative width of the draws.
 
     Raises:
-        ValueError: the shapes do not fit each other, or ``x`` is of no floating dtype.
+        ValueError: the shapes do not fit each other, or ``x`` is not of these dtypes.
     """
-    check_arguments("pau", x, numerator, denominator)
     return torch.ops.pwlu_det.rpau(x, numerator, denominator, seed, alpha)
 
 
-@torch.library.impl("pwlu_det::rpau", "CompositeExplicitAutograd")
+@define("rpau", _ARGUMENTS, results=["x"])
 def _forward(x, numerator, denominator, seed, alpha):
-    return torch.empty_like(x).copy_(formulas.pau(*_draw(x, numerator, denominator, seed, alpha)))
+    return torch.empty_like(x).copy_(formulas.pau.formula(*_draw(x, numerator, denominator, seed, alpha)))
 
 
-@torch.library.impl("pwlu_det::rpau_backward", "CompositeExplicitAutograd")
-def _backward(grad, x, numerator, denominator, seed, alpha):
-    wide, *drawn = _draw(x, numerator, denominator, seed, alpha)
-    grad = grad.to(wide.dtype)
-    by_x, *by_parameters = formulas.pau_partials(wide, *drawn)
-    rows = zip(by_parameters, (numerator, denominator), _SHAPES)
-    return torch.empty_like(x).copy_(grad * by_x), *(parameter_gradient(grad, *row) for row in rows)
+@define("rpau_backward", {"grad": "x", **_ARGUMENTS}, results=["x", *TABLE["pau"]], output_mask=True)
+def _backward(grad, x, numerator, denominator, seed, alpha, output_mask):
+    partials = formulas.pau_partials(*_draw(x, numerator, denominator, seed, alpha))
+    return gradients(grad, x, (numerator, denominator), _SHAPES, partials, output_mask)
 
 
 def _draw(x, numerator, denominator, seed, alpha) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -58,23 +52,14 @@ def _draw(x, numerator, denominator, seed, alpha) -> tuple[Tensor, list[Tensor],
     return wide, *([draw(c) for c in of_polynomial] for of_polynomial in coefficients)
 
 
-@torch.library.register_fake("pwlu_det::rpau")
-def _forward_fake(x, *_others):
-    return torch.empty_like(x)
-
-
-@torch.library.register_fake("pwlu_det::rpau_backward")
-def _backward_fake(_grad, x, numerator, denominator, *_others):
-    return torch.empty_like(x), *(p.new_empty(p.shape) for p in (numerator, denominator))
-
-
 def _save_inputs(ctx, inputs, output):
     *tensors, ctx.alpha = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _autograd(ctx, grad):
-    return *torch.ops.pwlu_det.rpau_backward(grad, *ctx.saved_tensors, ctx.alpha), None, None
+    gradients = torch.ops.pwlu_det.rpau_backward(grad, *ctx.saved_tensors, ctx.alpha, needed_outputs(ctx))
+    return only_needed(ctx, gradients)
 
 
 torch.library.register_autograd("pwlu_det::rpau", _autograd, setup_context=_save_inputs)

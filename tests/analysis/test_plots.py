@@ -44,7 +44,7 @@ class Run(nn.Module):
     def learn(self, amount):
         for site in self.sites:
             for rank, channel in enumerate(LEARNED):
-                site.points[channel, 1:-1] += amount / (1 + rank)
+                site.points[channel, 1:-1] -= amount / (1 + rank)
             site.left_bound[LEARNED[0]] -= amount
 
 
@@ -170,15 +170,16 @@ def test_sites_in_both_phases(files):
     assert page.get_suptitle() == "after 50 iterations · phases I and II"
 
 
+@pytest.mark.filterwarnings("error")  # matplotlib's, of axes without an extent
 @pytest.mark.parametrize("value", [0.0, 1e-30, 3e38, -3e38])
-def test_bounds_of_any_size_and_order_are_drawn(tmp_path, value):
+def test_parameters_of_any_size_and_bounds_in_any_order_are_drawn(tmp_path, value):
     run = Run()
     for site in run.sites:
         site.realign()
         with torch.no_grad():
-            site.left_bound.fill_(value)
-            site.right_bound.fill_(-value)
-            site.points.fill_(value)
+            for parameter in site.parameters():
+                parameter.fill_(value)
+            site.right_bound.neg_()
     plot_pwlus(read_snapshots([save(tmp_path / "w.pth", run.state_dict())]), str(tmp_path / "w.png"))
     assert (tmp_path / "w.png").is_file()
 

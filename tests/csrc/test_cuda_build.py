@@ -23,7 +23,7 @@ with FakeTensorMode():
     parameters = [torch.empty(3, 17, device="cuda"), *(torch.empty(3, device="cuda") for _ in range(4))]
     y = torch.ops.pwlu_det.pwlu(x, *parameters)
     assert (y.shape, y.dtype, y.device, y.stride()) == (x.shape, x.dtype, x.device, x.stride())
-    gradients = torch.ops.pwlu_det.pwlu_backward(y, x, *parameters)
+    gradients = torch.ops.pwlu_det.pwlu_backward(y, x, *parameters, (True, True))
     assert [g.shape for g in gradients] == [t.shape for t in (x, *parameters)]
 print("passed")
 """

@@ -55,11 +55,11 @@ def test_what_is_left_out_is_counted(reason, tmp_path):
 RLE = {"size": [8, 9], "counts": [0, 72]}
 FAULTS = {
     "infinite box": (True, "", {"bbox": [0, 0, float("inf"), 1]}, "annotation 4: bbox is"),
-    "negative side": (True, "", {"bbox": [5, 5, -2, 1]}, "no side negative"),
+    "negative side": (True, "", {"bbox": [5, 5, -2, 1]}, "no negative side"),
     "box of three": (True, "", {"bbox": [5, 5, 2]}, "annotation 4: bbox is"),
-    "no area": (False, "", {"iscrowd": 0}, "area is None; it must be a number of pixels"),
+    "no area": (False, "", {"iscrowd": 0}, "area is None; it must be a non-negative number of pixels"),
     "no iscrowd": (False, "", {"area": 4}, "iscrowd is None; it must be 0 or 1"),
-    "no mask": (True, "polygon", {}, "must be there where MODEL.MASK_ON is True"),
+    "no mask": (True, "polygon", {}, "must be present when MODEL.MASK_ON is True"),
     "RLE for polygons": (True, "polygon", {"segmentation": RLE}, "INPUT.MASK_FORMAT must be 'bitmask'"),
     "mask of another size": (
         True,
@@ -73,7 +73,7 @@ FAULTS = {
         {"segmentation": {**RLE, "counts": [0, 73]}},
         "add up to height times",
     ),
-    "NaN in a polygon": (True, "", {"segmentation": [[0, 0, 1, 1, 2, float("nan")]]}, "lists of numbers"),
+    "NaN in a polygon": (True, "", {"segmentation": [[0, 0, 1, 1, 2, float("nan")]]}, "lists of coordinates"),
 }
 
 

@@ -64,15 +64,15 @@ def run_op(case: FreluCase, op: int, device: str) -> list[torch.Tensor]:
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
     x, grad, kept = (t.to(device, memory_format=layout) for t in (case.x, case.grad, case.kept))
     weight, bias, *norm, means = (p.to(device) for p in case.parameters)
-    weight, ops = weight.view(-1, 1, 3, 3), torch.ops.pwlu_det
+    weight, ops, mask = weight.view(-1, 1, 3, 3), torch.ops.pwlu_det, (True, True)
     results = {
         INFERENCE: lambda: ops.frelu_inference(x, weight, bias),
-        INFERENCE_BACKWARD: lambda: ops.frelu_inference_backward(grad, x, kept, weight, bias),
+        INFERENCE_BACKWARD: lambda: ops.frelu_inference_backward(grad, x, kept, weight, bias, mask),
         CONVOLVE: lambda: ops.frelu_convolve(x, weight, bias),
         NORMALISE: lambda: ops.frelu_normalise(x, kept, *norm, EPS),
         NORM_SUMS: lambda: ops.frelu_norm_sums(grad, x, kept, *norm, EPS),
         BACKWARD: lambda: ops.frelu_convolve_backward(
-            grad, x, kept, *norm[:2], weight, bias, *norm[2:], EPS, means
+            grad, x, kept, *norm[:2], weight, bias, *norm[2:], EPS, means, mask
         ),
     }[op]()
     results = [results] if isinstance(results, torch.Tensor) else [*results]

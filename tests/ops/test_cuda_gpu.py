@@ -101,10 +101,10 @@ def test_a_graph_captures_it():
     """Nothing may wait for the GPU."""
     x, parameters = make_site((2, 3, 31, 33), 16, 3)
     arguments = [t.detach() for t in (x, *parameters)]
-    expected = torch.ops.pwlu_det.pwlu_backward(arguments[0], *arguments)
+    expected = torch.ops.pwlu_det.pwlu_backward(arguments[0], *arguments, (True, True))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = torch.ops.pwlu_det.pwlu_backward(arguments[0], *arguments)
+        results = torch.ops.pwlu_det.pwlu_backward(arguments[0], *arguments, (True, True))
     graph.replay()
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(results, expected))

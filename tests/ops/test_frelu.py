@@ -14,6 +14,7 @@ from pwlu_det.ops import frelu, frelu_inference, kernels_in_use
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 EPS = 1e-5
+ALL = (True, True)  # gradients
 
 
 @pytest.fixture(autouse=True)
@@ -156,8 +157,9 @@ def test_ops_obey_the_rules_of_torch_library():
     torch.library.opcheck(ops.frelu_inference, (x.clone().requires_grad_(), *parameters[:2]))
     y, conv, mean, var = ops.frelu(x, *detached, EPS)
     grad = torch.ones_like(y)
-    torch.library.opcheck(ops.frelu_backward, (grad, x, conv, mean, var, *detached, EPS))
-    torch.library.opcheck(ops.frelu_inference_backward, (grad, x, y, *detached[:2]))
+    for output_mask in ALL, (True, False), (False, True):
+        torch.library.opcheck(ops.frelu_backward, (grad, x, conv, mean, var, *detached, EPS, output_mask))
+        torch.library.opcheck(ops.frelu_inference_backward, (grad, x, y, *detached[:2], output_mask))
 
 
 def test_infinite_and_large_values_in_float16():
@@ -183,11 +185,13 @@ def test_wrong_arguments_are_named(position):
     parameters = make_parameters()
     name = ("weight", "bias", "norm_weight", "norm_bias")[position]
     parameters[position] = torch.zeros(2)
-    with pytest.raises(ValueError, match=rf"frelu: {name} has shape \(2,\).*must be \[3"):
+    with pytest.raises(ValueError, match=rf"frelu: {name} has shape \[2\].*must be \[C.*C = 3"):
         train(make_input(), *parameters)
-    with pytest.raises(ValueError, match=r"frelu: x has shape \(2, 3, 4\); \[B, C, H, W\] is needed"):
+    with pytest.raises(
+        ValueError, match=r"frelu_inference: x has shape \[2, 3, 4\]; \[B, C, H, W\] is needed"
+    ):
         infer(torch.zeros(2, 3, 4), *make_parameters())
-    with pytest.raises(ValueError, match=r"frelu: x has dtype torch\.int64"):
+    with pytest.raises(ValueError, match=r"frelu_inference: x has dtype (int64|Long)"):
         infer(torch.zeros(2, 3, 4, 4, dtype=torch.int64), *make_parameters())
 
 
@@ -245,7 +249,7 @@ def check_inference(x, grad, weight, bias):
     conv = oracle.depthwise(x_, w, b)
     assert close(y, np.maximum(x_, conv), x.dtype, 100)
     lost = (y > x).numpy()
-    grads = ops.frelu_inference_backward(grad, x, y, weight, bias)
+    grads = ops.frelu_inference_backward(grad, x, y, weight, bias, ALL)
     assert grads[0].stride() == y.stride()
     expected = oracle.depthwise_gradients(np.where(lost, 0, g), np.where(lost, g, 0), x_, w)
     for actual, wanted in zip(grads, expected):
@@ -273,7 +277,7 @@ def check_training(x, grad, weight, bias, gamma, beta):
     steepest = (np.abs(scale) * rstd).max()
     assert close(y, np.maximum(x_, normed), x.dtype, 1 + np.abs(kept).max() * steepest)
 
-    grads = ops.frelu_backward(grad, x, conv, mean, var, weight, bias, gamma, beta, EPS)
+    grads = ops.frelu_backward(grad, x, conv, mean, var, weight, bias, gamma, beta, EPS, ALL)
     assert grads[0].stride() == y.stride()
     lost = normed > x_
     to_norm, count = np.where(lost, g, 0), x.numel() // x.shape[1]
@@ -370,7 +374,7 @@ def test_nan_reaches_its_neighbours_and_in_training_its_channel(channels_last):
     assert torch.equal(y.isnan(), expected)
     assert torch.equal(mean.isnan(), expected[0, :, 0, 0]) and torch.equal(var.isnan(), mean.isnan())
     grads = torch.ops.pwlu_det.frelu_inference_backward(
-        grad, x, frelu_inference(x, *parameters[:2]), *parameters[:2]
+        grad, x, frelu_inference(x, *parameters[:2]), *parameters[:2], ALL
     )
     assert grads[0].isfinite().all() and torch.equal(grads[1].isnan().any((1, 2, 3)), mean.isnan())
 

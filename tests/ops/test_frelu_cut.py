@@ -42,10 +42,10 @@ def test_in_a_row_they_are_the_whole(device, dtype, channels_last):
     tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
     torch.testing.assert_close(cut, tuple(saved), **tolerance)
     torch.testing.assert_close(ops.frelu_normalise(x, *saved, *norm), y, **tolerance)
-    whole = ops.frelu_backward(grad, x, *saved, *convolution, *norm)
+    whole = ops.frelu_backward(grad, x, *saved, *convolution, *norm, (True, True))
     sums = ops.frelu_norm_sums(grad, x, *saved, *norm)
     means = sums / (x.numel() // x.shape[1])
-    others = ops.frelu_convolve_backward(grad, x, *saved, *convolution, *norm, means)
+    others = ops.frelu_convolve_backward(grad, x, *saved, *convolution, *norm, means, (True, True))
     torch.testing.assert_close(
         (*others, *sums), whole, rtol=1e-2 if x.element_size() == 2 else 1e-4, atol=1e-3
     )
@@ -58,7 +58,7 @@ def cut_arguments(shape=(2, 3, 5, 4)):
     x, grad, kept = (t.to(memory_format=torch.channels_last) for t in (case.x, case.grad, case.kept))
     saved = (x, kept, mean, var)
     arguments = (x, *convolution), (*saved, *norm), (grad, *saved, *norm)
-    return dict(zip(CUT, (*arguments, (grad, *saved, *convolution, *norm, means))))
+    return dict(zip(CUT, (*arguments, (grad, *saved, *convolution, *norm, means, (True, True)))))
 
 
 @pytest.mark.parametrize("op", CUT)

@@ -75,7 +75,7 @@ def test_a_graph_captures_it():
 
     def step():
         y, *saved = torch.ops.pwlu_det.frelu(x, *parameters, EPS)
-        return y, *torch.ops.pwlu_det.frelu_backward(grad, x, *saved, *parameters, EPS)
+        return y, *torch.ops.pwlu_det.frelu_backward(grad, x, *saved, *parameters, EPS, (True, True))
 
     expected = step()
     graph = torch.cuda.CUDAGraph()

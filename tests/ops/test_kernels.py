@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def test_the_op_s_tests_pass_with_lesser_kernels(lesser):
 
 
 @built
+def test_a_library_names_the_torch_that_it_is_built_for():
+    (path,) = (p for s in EXTENSION_SUFFIXES if (p := kernels.PACKAGE / f"_C{s}").exists())
+    assert kernels._torch_of(path) == torch.__version__.split("+")[0]
+
+
+@built
 def test_environment_report_names_the_kernels_in_use():
     for wanted, expected in (("none", "plain torch"), ("baseline", "baseline")):
         code, output = run_python("-m", "pwlu_det.collect_env", PWLU_DET_CPU_KERNELS=wanted)
@@ -55,8 +62,14 @@ def test_a_missing_or_broken_library_falls_back_with_a_warning(monkeypatch, tmp_
     monkeypatch.delenv("PWLU_DET_CPU_KERNELS", raising=False)
     with pytest.warns(UserWarning, match="activations run on plain torch.*are not built"):
         assert "not built" in kernels.load()
+    (tmp_path / "_C.cpython-27-other.so").write_bytes(b"")
+    with pytest.warns(UserWarning, match="are not built.*; _C.cpython-27-other.so is not for this Python"):
+        kernels.load()
     (tmp_path / "_C.so").write_bytes(b"not a library")
     with pytest.warns(UserWarning, match=r"plain torch.*_C.so cannot be loaded"):
+        kernels.load()
+    (tmp_path / "_C.so").write_bytes(b"no library\0pwlu_det kernels for torch 1.2.3\0")
+    with pytest.warns(UserWarning, match=r"_C.so is built for torch 1.2.3, this is torch \d"):
         kernels.load()
     (tmp_path / "_C_failure.txt").write_text("the build failed: no compiler\n")
     with pytest.warns(UserWarning, match="plain torch.*no compiler"):
@@ -95,7 +108,7 @@ def assert_agree(x, grad, parameters):
         difference <= unit * scale + (4 * unit + torch.finfo(x.dtype).eps) * expected.double().abs()
     ).all()
 
-    gradients = torch.ops.pwlu_det.pwlu_backward(grad, x, *parameters)
+    gradients = torch.ops.pwlu_det.pwlu_backward(grad, x, *parameters, (True, True))
     expected = reference.pwlu_backward(grad, x, *parameters)
     far = (gradients[0].double() - expected[0].double()).abs() > 2 * torch.finfo(x.dtype).eps * (
         expected[0].double().abs() + grad.double().abs()
@@ -148,7 +161,7 @@ def test_results_do_not_depend_on_the_number_of_threads(channels_last, layer_wis
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             y = torch.ops.pwlu_det.pwlu(x, *parameters)
-            gradients = torch.ops.pwlu_det.pwlu_backward(grad, x, *parameters)
+            gradients = torch.ops.pwlu_det.pwlu_backward(grad, x, *parameters, (True, True))
             results.append([y, *gradients, *torch.ops.pwlu_det.pwlu_phase1(x, *parameters)])
     finally:
         torch.set_num_threads(threads)
@@ -168,7 +181,7 @@ def test_other_strides(x):
     y = torch.ops.pwlu_det.pwlu(x, *parameters)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     assert y.stride() == torch.empty_like(x).stride()
-    grad_x = torch.ops.pwlu_det.pwlu_backward(grad, x, *parameters)[0]
+    grad_x = torch.ops.pwlu_det.pwlu_backward(grad, x, *parameters, (True, True))[0]
     torch.testing.assert_close(grad_x, reference.pwlu_backward(grad, x, *parameters)[0], rtol=1e-4, atol=1e-5)
 
 
@@ -182,5 +195,7 @@ def test_the_most_parameters_of_a_channel():
         rtol=1e-4,
         atol=1e-4,
     )
-    with pytest.raises(RuntimeError, match="65 parameters for each channel; at most 64 are possible"):
+    with pytest.raises(
+        ValueError, match="slaf: there are 65 parameters for each channel; at most 64 are allowed"
+    ):
         torch.ops.pwlu_det.slaf(x, torch.rand(2, 65))

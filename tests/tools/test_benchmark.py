@@ -285,16 +285,16 @@ def test_the_process_starts_anew_with_the_memory_that_is_asked_for(monkeypatch, 
 
 
 MISUSES = {
-    "shape": (["op", "--shapes", "2,64"], "'2,64' is neither coco nor demo nor four sizes as in"),
+    "shape": (["op", "--shapes", "2,64"], "'2,64' is neither coco nor demo nor four sizes such as"),
     "empty shape": (["op", "--shapes", "2,0,4,4"], "nor four sizes"),
     "dtype": (["op", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
     "device": (["op", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
-    "no GPU": (["op", "--device", "cuda"], "--device is cuda, and torch finds no GPU on this machine"),
+    "no GPU": (["op", "--device", "cuda"], "--device is cuda, but torch finds no GPU on this machine"),
     "contender": (["op", "--contenders", "relu7"], "unknown contender 'relu7'; known are torch.relu"),
-    "one round": (["op", "--rounds", "1"], "1 is not at least 2, which quartiles need"),
-    "threads": (["op", "--threads", "0"], "argument --threads: 0 is not at least 1"),
-    "output": (["op", "--output", "none/table.md"], "--output: there is no folder none"),
-    "nothing to do": (["model"], "model needs --config-file or --network"),
+    "one round": (["op", "--rounds", "1"], "1 is too few: quartiles need at least 2"),
+    "threads": (["op", "--threads", "0"], "argument --threads: 0 is less than 1"),
+    "output": (["op", "--output", "none/table.md"], "--output: folder none does not exist"),
+    "nothing to do": (["model"], "the model command requires --config-file or --network"),
     "activation": (["model", "--network", "resnet18", "--activations", "relu7"], "activation 'relu7'; known"),
     "network": (
         ["model", "--network", "resnet7"],

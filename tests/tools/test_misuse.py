@@ -73,9 +73,9 @@ MISUSES = {
         "FREEZE_AT is 2; it must be 0 when MODEL.WEIGHTS is empty",
     ),
     "no GPU": (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE is 'cuda'; it must be 'cpu' on this machine"),
-    "unknown data set": (["DATASETS.TRAIN", "('digit',)"], "TRAIN: unknown data set 'digit'; known are"),
-    "missing data set": (["DATASETS.TEST", "('lvis_v1_val',)"], "'lvis_v1_val' is not there: no file"),
-    "no data set": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is (); it must be one data set or more"),
+    "unknown dataset": (["DATASETS.TRAIN", "('digit',)"], "TRAIN: unknown dataset 'digit'; known are"),
+    "missing dataset": (["DATASETS.TEST", "('lvis_v1_val',)"], "'lvis_v1_val' is missing: there is no file"),
+    "no dataset": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is (); it must be one data set or more"),
     "missing weights": (
         ["MODEL.WEIGHTS", "none.pth"],
         "WEIGHTS is 'none.pth'; it must be an existing file",
@@ -158,15 +158,15 @@ COCO_FAULTS = {
     "no images": (lambda content, images: content.pop("images"), "images is None; it must be a list"),
     "missing image": (
         lambda content, images: (images / "000000000002.jpg").unlink(),
-        "1 of its 6 images are not there; the first is",
+        "1 of its 6 images are missing; the first is",
     ),
     "all crowd": (
         lambda content, images: [a.update(iscrowd=1) for a in content["annotations"]],
-        "it has no object to train on: 6 images, 12 annotations; left out: 12 crowds",
+        "it has no objects to train on: 6 images, 12 annotations; left out: 12 crowds",
     ),
     "other classes": (
         lambda content, images: content["categories"].reverse() or content["categories"][0].update(name="x"),
-        "its categories are not those of data set 'coco_2017_train'",
+        "its categories do not match those of dataset 'coco_2017_train'",
     ),
 }
 
@@ -234,9 +234,9 @@ def test_a_full_disk_in_training_is_one_clear_error(run_tool, tmp_path):
 
 
 EXPORT = {
-    "missing weights": (["--weights", "none.pth", "--output", "b.pth"], "there is no file none.pth"),
+    "missing weights": (["--weights", "none.pth", "--output", "b.pth"], "file none.pth does not exist"),
     "wrong ending": (["--weights", QUICKSTART, "--output", "b.pkl"], "'b.pkl'; its name must end in .pth"),
-    "missing folder": (["--weights", QUICKSTART, "--output", "none/b.pth"], "there is no folder none"),
+    "missing folder": (["--weights", QUICKSTART, "--output", "none/b.pth"], "folder none does not exist"),
 }
 
 

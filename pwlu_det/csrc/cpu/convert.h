@@ -3,10 +3,7 @@
 
 #include <cstring>
 
-#include "kernels.h"
-
-// What a loop over vectors calls is to be a part of it.
-#define PWLU_INLINE inline __attribute__((always_inline))
+#include "types.h"
 
 namespace {
 

@@ -1,11 +1,10 @@
-// The choice of kernels, and of their dtype.
+// The choice of an instruction set, and of a dtype.
 #pragma once
 
 #include <ATen/ATen.h>
 
 #include <cstdlib>
 #include <string>
-#include <type_traits>
 
 #include "kernels.h"
 
@@ -13,13 +12,6 @@ namespace pwlu {
 namespace {
 
 using at::Tensor;
-
-struct AllKernels {
-  const char* name;
-  const PwluKernels& pwlu;
-  const AllPointwise* pointwise;  // or none: plain torch has vectors of its own
-  const FreluKernels* frelu;      // likewise
-};
 
 #ifdef PWLU_X86
 bool has_avx2() {
@@ -33,41 +25,22 @@ bool has_avx512() {
 #endif
 
 // The best that the processor has, or a lesser one that PWLU_DET_CPU_KERNELS names.
-AllKernels choose_kernels() {
+const Kernels& choose_kernels() {
 #ifdef PWLU_X86
   const char* variable = std::getenv("PWLU_DET_CPU_KERNELS");
   const std::string most = variable ? variable : "avx512";
-  if (has_avx512() && most == "avx512") return {"avx512", avx512_pwlu(), &avx512_pointwise(), &avx512_frelu()};
-  if (has_avx2() && (most == "avx512" || most == "avx2"))
-    return {"avx2", avx2_pwlu(), &avx2_pointwise(), &avx2_frelu()};
+  if (has_avx512() && most == "avx512") return avx512_kernels();
+  if (has_avx2() && (most == "avx512" || most == "avx2")) return avx2_kernels();
 #endif
-  return {"baseline", baseline_pwlu(), nullptr, nullptr};
+  return baseline_kernels();
 }
 
-const AllKernels& kernels() {
-  static const AllKernels chosen = choose_kernels();
+const Kernels& kernels() {
+  static const Kernels& chosen = choose_kernels();
   return chosen;
 }
 
-// What elements of type T are computed in, and their kernels out of those for all dtypes.
-template <typename T>
-struct Dtype {
-  using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-  template <typename K>
-  static const auto& of(const K& kernels) {
-    if constexpr (std::is_same_v<T, float>) {
-      return kernels.f32;
-    } else if constexpr (std::is_same_v<T, BFloat16>) {
-      return kernels.bf16;
-    } else if constexpr (std::is_same_v<T, Half>) {
-      return kernels.f16;
-    } else {
-      return kernels.f64;
-    }
-  }
-};
-
+// f(an element of the type that x has)
 template <typename F>
 void with_dtype(const Tensor& x, const F& f) {
   switch (x.scalar_type()) {

@@ -3,8 +3,10 @@
 #include <torch/library.h>
 
 #include <tuple>
+#include <utility>
 #include <vector>
 
+#include "../signatures.h"
 #include "../tensors.h"
 #include "convert.h"
 #include "dispatch.h"
@@ -13,18 +15,7 @@
 namespace pwlu {
 namespace {
 
-void check(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  TORCH_CHECK(x.dim() == 4 && weight.numel() == x.size(1) * 9 && bias.numel() == x.size(1),
-              "frelu: x, weight and bias have shapes ", x.sizes(), ", ", weight.sizes(), " and ", bias.sizes(),
-              "; [B, C, H, W], [C, 1, 3, 3] and [C] are needed");
-}
-
-NormValues norm_values(const Tensor& x, const Tensor& mean, const Tensor& var, const Tensor& weight,
-                       const Tensor& bias, double eps) {
-  for (const Tensor* values : {&mean, &var, &weight, &bias}) {
-    TORCH_CHECK(x.dim() == 4 && values->numel() == x.size(1), "frelu: the norm has values of shape ", values->sizes(),
-                " for x of shape ", x.sizes());
-  }
+NormValues norm_values(const Tensor& mean, const Tensor& var, const Tensor& weight, const Tensor& bias, double eps) {
   return {doubles(mean), doubles(var), doubles(weight), doubles(bias), eps};
 }
 
@@ -33,7 +24,7 @@ template <typename T>
 struct Steps {
   const Work& work;
   FreluTable& table;
-  const FreluDtype<T>& kernels = Dtype<T>::of(*pwlu::kernels().frelu);
+  const FreluDtype<T>& kernels = pwlu::kernels().frelu->of<T>();
 
   void inference(const Tensor& x, const Tensor& y) const {
     work.for_all(0, work.channels, [&](const Work::Item& item) {
@@ -88,14 +79,14 @@ struct Steps {
     }
   }
 
-  // The gradients of x, and of the convolution's weight and bias: [channels, 10].
+  // The gradients of x, and of the convolution's weight and bias: [channels, 10]; undefined where not asked for.
   void backward(typename FreluDtype<T>::Backward kernel, int64_t first, int64_t last, const Tensor& grad,
-                const Tensor& x, const Tensor& kept, const Tensor& grad_x, double* gradients) const {
-    const auto sums = work.sum(first, last, 10, [&](const Work::Item& item, double* own) {
-      kernel(at<const T>(grad, item), at<const T>(x, item), at<const T>(kept, item), at<T>(grad_x, item), item.block,
-             parameters(item), own);
+                const Tensor& x, const Tensor& kept, const Tensor& grad_x, const Tensor& gradients) const {
+    const auto sums = work.sum(first, last, gradients.defined() ? 10 : 0, [&](const Work::Item& item, double* own) {
+      kernel(at<const T>(grad, item), at<const T>(x, item), at<const T>(kept, item),
+             grad_x.defined() ? at<T>(grad_x, item) : nullptr, item.block, parameters(item), own);
     });
-    std::copy(sums.begin(), sums.end(), gradients + first * 10);
+    if (gradients.defined()) std::copy(sums.begin(), sums.end(), gradients.data_ptr<double>() + first * 10);
   }
 
  private:
@@ -116,6 +107,14 @@ struct Input {
   explicit Input(const Tensor& x) : format(format_of(x)), dense(x.contiguous(format)), work(dense, format) {}
 
   Tensor alike(const Tensor& other) const { return other.contiguous(format); }
+  // Memory for the gradient of x and the sums of the convolution's gradients, where they are asked for.
+  struct Gradients {
+    Tensor x, sums;
+  };
+  Gradients gradients(std::array<bool, 2> output_mask) const {
+    return {output_mask[0] ? at::empty_like(dense) : Tensor(),
+            output_mask[1] ? at::empty({dense.size(1), 10}, at::kDouble) : Tensor()};
+  }
   // f(Steps of the dtype)
   template <typename F>
   void with_steps(FreluTable& table, const F& f) const {
@@ -131,7 +130,6 @@ Tensor by_channel(const Tensor& x, const std::vector<double>& values) {
 }
 
 Tensor inference(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  check(x, weight, bias);
   const Input in(x);
   const Tensor y = at::empty_like(in.dense);
   FreluTable table(weight, bias);
@@ -139,26 +137,30 @@ Tensor inference(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   return with_layout_of(x, in.dense, y);
 }
 
+// The gradients of weight and bias, from their sums by channel.
+std::pair<Tensor, Tensor> convolution_gradients(const Tensor& weight, const Tensor& bias, const Tensor& sums) {
+  if (!sums.defined()) return {not_computed(weight), not_computed(bias)};
+  return {gradient_of(weight, sums.narrow(1, 0, 9)), gradient_of(bias, sums.select(1, 9))};
+}
+
 std::tuple<Tensor, Tensor, Tensor> inference_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
-                                                      const Tensor& weight, const Tensor& bias) {
-  check(x, weight, bias);
+                                                      const Tensor& weight, const Tensor& bias,
+                                                      std::array<bool, 2> output_mask) {
   const Input in(x);
-  const Tensor g = in.alike(grad), kept = in.alike(y), grad_x = at::empty_like(in.dense);
-  const Tensor grads = at::empty({x.size(1), 10}, at::kDouble);
+  const Tensor g = in.alike(grad), kept = in.alike(y);
+  const auto out = in.gradients(output_mask);
   FreluTable table(weight, bias);
   in.with_steps(table, [&](const auto& steps) {
-    steps.backward(steps.kernels.inference_backward, 0, x.size(1), g, in.dense, kept, grad_x,
-                   grads.data_ptr<double>());
+    steps.backward(steps.kernels.inference_backward, 0, x.size(1), g, in.dense, kept, out.x, out.sums);
   });
-  return {with_layout_of(x, in.dense, grad_x), gradient_of(weight, grads.narrow(1, 0, 9)),
-          gradient_of(bias, grads.select(1, 9))};
+  const auto [grad_weight, grad_bias] = convolution_gradients(weight, bias, out.sums);
+  return {with_layout_of(x, in.dense, out.x), grad_weight, grad_bias};
 }
 
 // In training, one op does for a group of channels after the other what the cut ones do for all.
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> training(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                                     const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
-  check(x, weight, bias);
   const Input in(x);
   const Tensor conv = at::empty_like(in.dense), y = at::empty_like(in.dense);
   FreluTable table(weight, bias);
@@ -176,7 +178,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> training(const Tensor& x, const Tenso
 }
 
 std::tuple<Tensor, Tensor, Tensor> convolve(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  check(x, weight, bias);
   const Input in(x);
   const Tensor conv = at::empty_like(in.dense);
   FreluTable table(weight, bias);
@@ -190,7 +191,7 @@ Tensor normalise(const Tensor& x, const Tensor& conv, const Tensor& mean, const 
                  const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
   const Input in(x);
   const Tensor kept = in.alike(conv), y = at::empty_like(in.dense);
-  const NormValues norm = norm_values(x, mean, var, norm_weight, norm_bias, eps);
+  const NormValues norm = norm_values(mean, var, norm_weight, norm_bias, eps);
   FreluTable table(x.size(1));
   table.set_norm(norm, 0, x.size(1));
   in.with_steps(table, [&](const auto& steps) { steps.normalise(0, x.size(1), in.dense, kept, y); });
@@ -201,13 +202,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> training_backward(const Tenso
                                                                      const Tensor& conv, const Tensor& mean,
                                                                      const Tensor& var, const Tensor& weight,
                                                                      const Tensor& bias, const Tensor& norm_weight,
-                                                                     const Tensor& norm_bias, double eps) {
-  check(x, weight, bias);
+                                                                     const Tensor& norm_bias, double eps,
+                                                                     std::array<bool, 2> output_mask) {
   const Input in(x);
-  const Tensor g = in.alike(grad), kept = in.alike(conv), grad_x = at::empty_like(in.dense);
-  const Tensor grads = at::empty({x.size(1), 10}, at::kDouble), of_norm = at::empty({2, x.size(1)}, at::kDouble);
+  const Tensor g = in.alike(grad), kept = in.alike(conv), of_norm = at::empty({2, x.size(1)}, at::kDouble);
+  const auto out = in.gradients(output_mask);
   double *of_weight = of_norm.data_ptr<double>(), *of_bias = of_weight + x.size(1);
-  const NormValues norm = norm_values(x, mean, var, norm_weight, norm_bias, eps);
+  const NormValues norm = norm_values(mean, var, norm_weight, norm_bias, eps);
   const double count = std::max(1.0, double(in.work.pixels()));
   FreluTable table(weight, bias);
   in.with_steps(table, [&](const auto& steps) {
@@ -215,19 +216,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> training_backward(const Tenso
       table.set_norm(norm, first, last);
       steps.norm_sums(first, last, norm, g, in.dense, kept, of_weight);
       for (int64_t c = first; c < last; ++c) table.set_norm_means(norm, c, of_weight[c] / count, of_bias[c] / count);
-      steps.backward(steps.kernels.backward, first, last, g, in.dense, kept, grad_x, grads.data_ptr<double>());
+      steps.backward(steps.kernels.backward, first, last, g, in.dense, kept, out.x, out.sums);
     });
   });
-  return {with_layout_of(x, in.dense, grad_x), gradient_of(weight, grads.narrow(1, 0, 9)),
-          gradient_of(bias, grads.select(1, 9)), gradient_of(norm_weight, of_norm[0]),
-          gradient_of(norm_bias, of_norm[1])};
+  const auto [grad_weight, grad_bias] = convolution_gradients(weight, bias, out.sums);
+  const bool with_parameters = output_mask[1];
+  return {with_layout_of(x, in.dense, out.x), grad_weight, grad_bias,
+          with_parameters ? gradient_of(norm_weight, of_norm[0]) : not_computed(norm_weight),
+          with_parameters ? gradient_of(norm_bias, of_norm[1]) : not_computed(norm_bias)};
 }
 
 Tensor norm_sums(const Tensor& grad, const Tensor& x, const Tensor& conv, const Tensor& mean, const Tensor& var,
                  const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
   const Input in(x);
   const Tensor g = in.alike(grad), kept = in.alike(conv), sums = at::empty({2, x.size(1)}, at::kDouble);
-  const NormValues norm = norm_values(x, mean, var, norm_weight, norm_bias, eps);
+  const NormValues norm = norm_values(mean, var, norm_weight, norm_bias, eps);
   FreluTable table(x.size(1));
   table.set_norm(norm, 0, x.size(1));
   in.with_steps(table, [&](const auto& steps) {
@@ -239,22 +242,21 @@ Tensor norm_sums(const Tensor& grad, const Tensor& x, const Tensor& conv, const 
 std::tuple<Tensor, Tensor, Tensor> convolve_backward(const Tensor& grad, const Tensor& x, const Tensor& conv,
                                                      const Tensor& mean, const Tensor& var, const Tensor& weight,
                                                      const Tensor& bias, const Tensor& norm_weight,
-                                                     const Tensor& norm_bias, double eps, const Tensor& norm_means) {
-  check(x, weight, bias);
+                                                     const Tensor& norm_bias, double eps, const Tensor& norm_means,
+                                                     std::array<bool, 2> output_mask) {
   const Input in(x);
-  const Tensor g = in.alike(grad), kept = in.alike(conv), grad_x = at::empty_like(in.dense);
-  const Tensor grads = at::empty({x.size(1), 10}, at::kDouble);
-  const NormValues norm = norm_values(x, mean, var, norm_weight, norm_bias, eps);
+  const Tensor g = in.alike(grad), kept = in.alike(conv);
+  const auto out = in.gradients(output_mask);
+  const NormValues norm = norm_values(mean, var, norm_weight, norm_bias, eps);
   const auto means = doubles(norm_means);
-  TORCH_CHECK(norm_means.numel() == 2 * x.size(1), "frelu: norm_means has shape ", norm_means.sizes());
   FreluTable table(weight, bias);
   table.set_norm(norm, 0, x.size(1));
   for (int64_t c = 0; c < x.size(1); ++c) table.set_norm_means(norm, c, means[c], means[x.size(1) + c]);
   in.with_steps(table, [&](const auto& steps) {
-    steps.backward(steps.kernels.backward, 0, x.size(1), g, in.dense, kept, grad_x, grads.data_ptr<double>());
+    steps.backward(steps.kernels.backward, 0, x.size(1), g, in.dense, kept, out.x, out.sums);
   });
-  return {with_layout_of(x, in.dense, grad_x), gradient_of(weight, grads.narrow(1, 0, 9)),
-          gradient_of(bias, grads.select(1, 9))};
+  const auto [grad_weight, grad_bias] = convolution_gradients(weight, bias, out.sums);
+  return {with_layout_of(x, in.dense, out.x), grad_weight, grad_bias};
 }
 
 }  // namespace
@@ -263,12 +265,12 @@ std::tuple<Tensor, Tensor, Tensor> convolve_backward(const Tensor& grad, const T
 TORCH_LIBRARY_IMPL(pwlu_det, CPU, m) {
   using namespace pwlu;
   if (!kernels().frelu) return;
-  m.impl("frelu_inference", &inference);
-  m.impl("frelu_inference_backward", &inference_backward);
-  m.impl("frelu", &training);
-  m.impl("frelu_backward", &training_backward);
-  m.impl("frelu_convolve", &convolve);
-  m.impl("frelu_normalise", &normalise);
-  m.impl("frelu_norm_sums", &norm_sums);
-  m.impl("frelu_convolve_backward", &convolve_backward);
+  add_op<kFreluInference, &inference>(m);
+  add_op<kFreluInferenceBackward, &inference_backward>(m);
+  add_op<kFrelu, &training>(m);
+  add_op<kFreluBackward, &training_backward>(m);
+  add_op<kFreluConvolve, &convolve>(m);
+  add_op<kFreluNormalise, &normalise>(m);
+  add_op<kFreluNormSums, &norm_sums>(m);
+  add_op<kFreluConvolveBackward, &convolve_backward>(m);
 }

@@ -5,6 +5,7 @@
 // and right are one element, or one vector, away. So one code does for both layouts, all dtypes and all borders.
 #pragma once
 
+#include "frelu_kernels.h"
 #include "vectors.h"
 
 namespace {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "frelu_kernels.h"
 #include "items.h"
 
 namespace pwlu {
@@ -133,13 +134,13 @@ struct Work {
   }
 
   // Calls run(item, sums) with places for `size` sums for each of the item's channels, and adds these up by channel:
-  // [last - first, size].
+  // [last - first, size]. Of size 0 the sums are a null pointer.
   template <typename F>
   std::vector<double> sum(int64_t first, int64_t last, int64_t size, const F& run) const {
     const auto all = items(first, last);
     std::vector<double> parts(all.size() * step() * size), sums((last - first) * size);
     for_indices(all.size(), (last - first) * pixels(),
-                [&](int64_t i) { run(all[i], parts.data() + i * step() * size); });
+                [&](int64_t i) { run(all[i], size ? parts.data() + i * step() * size : nullptr); });
     for (size_t i = 0; i < all.size(); ++i) {
       const double* part = parts.data() + i * step() * size;
       double* own = sums.data() + (all[i].channel - first) * size;

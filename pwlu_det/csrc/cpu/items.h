@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "../layout.h"
-#include "kernels.h"
+#include "types.h"
 
 namespace pwlu {
 namespace {
@@ -66,13 +66,14 @@ void for_items(const Layout& layout, const F& run) {
 }
 
 // Calls run(item, sums) for all items, with places for `width` sums for each of the item's channels, and adds these
-// up by channel: [channels, width].
+// up by channel: [channels, width]. Of width 0 the sums are a null pointer.
 template <typename S, typename F>
 std::vector<S> sum_by_channel(const Layout& layout, int64_t channels, int64_t width, const F& run) {
   const auto items = make_items(layout);
   const int64_t per_item = (layout.channels_last ? std::min<int64_t>(kBlockChannels, channels) : 1) * width;
   std::vector<S> parts(items.size() * per_item, S{}), sums(channels * width, S{});
-  for_indices(items.size(), layout.numel(), [&](int64_t i) { run(items[i], parts.data() + i * per_item); });
+  for_indices(items.size(), layout.numel(),
+              [&](int64_t i) { run(items[i], width ? parts.data() + i * per_item : nullptr); });
   for (size_t i = 0; i < items.size(); ++i) {
     const S* part = parts.data() + i * per_item;
     S* sum = sums.data() + items[i].channel * width;

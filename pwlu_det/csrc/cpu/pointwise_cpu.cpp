@@ -14,51 +14,22 @@ namespace {
 // The parameters of a call, by coefficient and channel: [size, channels].
 class ParameterTable {
  public:
-  explicit ParameterTable(const ParameterRows& rows)
-      : size_(int(count_coefficients(rows))), channels_(rows[0].size(1)) {
+  explicit ParameterTable(const ParameterRows& rows) {
     std::vector<Tensor> wide;
     for (const Tensor& row : rows) wide.push_back(row.to(at::kDouble));
     wide_ = at::constant_pad_nd(at::cat(wide), {0, kLanePadding}).contiguous();
     narrow_ = wide_.to(at::kFloat);
   }
-  int size() const { return size_; }
-  int64_t channels() const { return channels_; }
+  int size() const { return int(wide_.size(0)); }
+  int64_t channels() const { return wide_.size(1) - kLanePadding; }
   ChannelParameters of(const Item& item) const {
     return {item.num_channels, size(), wide_.size(1), narrow_.const_data_ptr<float>() + item.channel,
             wide_.const_data_ptr<double>() + item.channel};
   }
 
  private:
-  int size_;
-  int64_t channels_;
   Tensor wide_, narrow_;
 };
-
-const PointwiseKernels& kernels_for(Activation activation, int size) {
-  const AllPointwise& all = *kernels().pointwise;
-  switch (activation) {
-    case Activation::kPrelu:
-      return all.prelu;
-    case Activation::kSwish:
-      return all.swish;
-    case Activation::kAconB:
-      return all.acon_b;
-    case Activation::kAconC:
-      return all.acon_c;
-    case Activation::kMetaAconPixel:
-      return all.meta_acon_pixel;
-    case Activation::kApl:
-      return size == 6 ? all.apl_3 : all.apl;
-    case Activation::kPau:
-      return all.pau;
-    case Activation::kSrelu:
-      return all.srelu;
-    case Activation::kMixture:
-      return all.mixture;
-    default:
-      return all.slaf;
-  }
-}
 
 // Calls run(offset, rows, stride) for the memory of an item.
 template <typename F>
@@ -72,7 +43,7 @@ void for_stretches(const Layout& layout, const Item& item, const F& run) {
 struct Cpu {
   static Tensor forward(Activation activation, const Tensor& x, const ParameterRows& parameters) {
     const ParameterTable table(parameters);
-    const PointwiseKernels& kernels = kernels_for(activation, table.size());
+    const PointwiseKernels& kernels = pwlu::kernels().pointwise->of(activation);
     const auto format = format_of(x);
     const Tensor dense = x.contiguous(format), y = at::empty_like(dense);
     const Layout layout = layout_of(dense, table.channels(), format);
@@ -82,7 +53,7 @@ struct Cpu {
       auto* to = static_cast<T*>(y.mutable_data_ptr());
       for_items(layout, [&](const Item& item) {
         for_stretches(layout, item, [&](int64_t at, int64_t rows, int64_t stride) {
-          Dtype<T>::of(kernels).forward(from + at, to + at, rows, stride, table.of(item));
+          kernels.of<T>().forward(from + at, to + at, rows, stride, table.of(item));
         });
       });
     });
@@ -90,25 +61,27 @@ struct Cpu {
   }
 
   static Tensor backward(Activation activation, const Tensor& grad, const Tensor& x, const ParameterRows& parameters,
-                         const ParameterRows& gradients) {
+                         bool with_x, const ParameterRows& gradients) {
     const ParameterTable table(parameters);
-    const PointwiseKernels& kernels = kernels_for(activation, table.size());
+    const PointwiseKernels& kernels = pwlu::kernels().pointwise->of(activation);
     const auto format = format_of(x);
-    const Tensor dense = x.contiguous(format), g = grad.contiguous(format), grad_x = at::empty_like(dense);
+    const Tensor dense = x.contiguous(format), g = grad.contiguous(format);
+    const Tensor grad_x = with_x ? at::empty_like(dense) : Tensor();
     const Layout layout = layout_of(dense, table.channels(), format);
-    std::vector<double> sums;  // [channels, size]
+    const int64_t width = gradients.empty() ? 0 : table.size();
+    std::vector<double> sums;  // [channels, width]
     with_dtype(x, [&](auto type) {
       using T = decltype(type);
       const auto* from = static_cast<const T*>(dense.const_data_ptr());
       const auto* incoming = static_cast<const T*>(g.const_data_ptr());
-      auto* to = static_cast<T*>(grad_x.mutable_data_ptr());
-      sums = sum_by_channel<double>(layout, table.channels(), table.size(), [&](const Item& item, double* own) {
+      auto* to = with_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr;
+      sums = sum_by_channel<double>(layout, table.channels(), width, [&](const Item& item, double* own) {
         for_stretches(layout, item, [&](int64_t at, int64_t rows, int64_t stride) {
-          Dtype<T>::of(kernels).backward(incoming + at, from + at, to + at, rows, stride, table.of(item), own);
+          kernels.of<T>().backward(incoming + at, from + at, advance(to, at), rows, stride, table.of(item), own);
         });
       });
     });
-    const Tensor totals = at::from_blob(sums.data(), {table.channels(), table.size()}, at::kDouble).t();
+    const Tensor totals = at::from_blob(sums.data(), {table.channels(), width}, at::kDouble).t();
     int64_t first = 0;
     for (const Tensor& gradient : gradients) {
       gradient.copy_(totals.narrow(0, first, gradient.size(0)));

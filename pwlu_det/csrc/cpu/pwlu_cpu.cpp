@@ -6,10 +6,11 @@
 #include <tuple>
 #include <vector>
 
+#include "../signatures.h"
 #include "../tensors.h"
 #include "convert.h"
 #include "dispatch.h"
-#include "functions.h"
+#include "pwlu_functions.h"
 #include "items.h"
 
 namespace pwlu {
@@ -22,8 +23,8 @@ Tensor pwlu_cpu(const Tensor& x, const Tensor& points, const Tensor& left_bound,
   const Layout layout = layout_of(dense, points.size(0), format);
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
-    const auto& run = Dtype<T>::of(kernels().pwlu);
-    Functions<typename Dtype<T>::Compute> functions(points, left_bound, right_bound, left_slope, right_slope);
+    const auto& run = kernels().pwlu.of<T>();
+    PwluFunctions<Compute<T>> functions(points, left_bound, right_bound, left_slope, right_slope);
     if (layout.channels_last) functions.prepare_blocks();
     const T* from = static_cast<const T*>(dense.const_data_ptr());
     T* to = static_cast<T*>(y.mutable_data_ptr());
@@ -43,49 +44,51 @@ Tensor pwlu_cpu(const Tensor& x, const Tensor& points, const Tensor& left_bound,
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& points, const Tensor& left_bound,
-                            const Tensor& right_bound, const Tensor& left_slope, const Tensor& right_slope) {
+                            const Tensor& right_bound, const Tensor& left_slope, const Tensor& right_slope,
+                            std::array<bool, 2> output_mask) {
+  const auto [with_x, with_parameters] = output_mask;
   const auto format = format_of(x);
   const Tensor dense = x.contiguous(format), g = grad.contiguous(format);
-  const Tensor grad_x = at::empty_like(dense);
   const Layout layout = layout_of(dense, points.size(0), format);
   const int64_t count = points.size(0), num_points = points.size(1), bins = num_points + 1;
-  const Tensor grad_points = at::empty({count, num_points}, at::kDouble);
-  const Tensor grad_others = at::empty({count, 4}, at::kDouble);
+  const int64_t width = with_parameters ? 2 * bins : 0;  // amounts, then moments
+  const Tensor grad_x = with_x ? at::empty_like(dense) : Tensor();
+  // Of points, left_bound, right_bound, left_slope and right_slope.
+  const Tensor grads = at::empty({with_parameters ? count : 0, num_points + 4}, at::kDouble);
 
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
-    const auto& run = Dtype<T>::of(kernels().pwlu);
-    Functions<typename Dtype<T>::Compute> functions(points, left_bound, right_bound, left_slope, right_slope);
+    const auto& run = kernels().pwlu.of<T>();
+    PwluFunctions<Compute<T>> functions(points, left_bound, right_bound, left_slope, right_slope);
     if (layout.channels_last) functions.prepare_blocks();
     const auto* from = static_cast<const T*>(dense.const_data_ptr());
     const auto* incoming = static_cast<const T*>(g.const_data_ptr());
-    auto* to = static_cast<T*>(grad_x.mutable_data_ptr());
-    // Amounts, then moments.
-    auto sums = sum_by_channel<double>(layout, count, 2 * bins, [&](const Item& item, double* own) {
-      Moments moments[kBlockChannels];
-      for (int c = 0; c < item.num_channels; ++c) moments[c] = {own + c * 2 * bins, own + (c * 2 + 1) * bins};
+    auto* to = grad_x.defined() ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr;
+    auto sums = sum_by_channel<double>(layout, count, width, [&](const Item& item, double* own) {
+      Moments of_channels[kBlockChannels];
+      for (int c = 0; c < item.num_channels && own; ++c) of_channels[c] = {own + c * width, own + c * width + bins};
+      const Moments* moments = own ? of_channels : nullptr;
       if (layout.channels_last) {
         const int64_t at = item.begin * layout.channels + item.channel;
         const auto block = functions.block(item.channel, item.num_channels);
-        return run.backward_block(incoming + at, from + at, to + at, item.end - item.begin, layout.channels, block,
-                                  moments);
+        return run.backward_block(incoming + at, from + at, advance(to, at), item.end - item.begin, layout.channels,
+                                  block, moments);
       }
       for_rows(layout, item, [&](int64_t at, int64_t n) {
-        run.backward(incoming + at, from + at, to + at, n, functions[item.channel], moments[0]);
+        run.backward(incoming + at, from + at, advance(to, at), n, functions[item.channel], moments);
       });
     });
-    for (int64_t c = 0; c < count; ++c) {
-      double* amount = sums.data() + c * 2 * bins;
-      finish_gradients(functions[c], Moments{amount, amount + bins}, grad_points.data_ptr<double>() + c * num_points,
-                       grad_others.data_ptr<double>() + c * 4);
+    for (int64_t c = 0; c < grads.size(0); ++c) {
+      double* amount = sums.data() + c * width;
+      finish_gradients(functions[c], Moments{amount, amount + bins}, grads[c].data_ptr<double>());
     }
   });
-  return {with_layout_of(x, dense, grad_x),
-          gradient_of(points, grad_points),
-          gradient_of(left_bound, grad_others.select(1, 0)),
-          gradient_of(right_bound, grad_others.select(1, 1)),
-          gradient_of(left_slope, grad_others.select(1, 2)),
-          gradient_of(right_slope, grad_others.select(1, 3))};
+  const auto gradient = [&](const Tensor& parameter, int64_t first, int64_t size) {
+    return output_mask[1] ? gradient_of(parameter, grads.narrow(1, first, size)) : not_computed(parameter);
+  };
+  return {with_layout_of(x, dense, grad_x),        gradient(points, 0, num_points),
+          gradient(left_bound, num_points, 1),     gradient(right_bound, num_points + 1, 1),
+          gradient(left_slope, num_points + 2, 1), gradient(right_slope, num_points + 3, 1)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cpu(const Tensor& x, const Tensor& points, const Tensor&,
@@ -98,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cpu(const Tensor& x, const Tensor
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
     if (x.numel() == 0) return;
-    const auto& run = Dtype<T>::of(kernels().pwlu);
+    const auto& run = kernels().pwlu.of<T>();
     const auto* from = static_cast<const T*>(dense.const_data_ptr());
     auto* to = static_cast<T*>(y.mutable_data_ptr());
     std::vector<double> shift(count);  // each channel's first element
@@ -134,7 +137,8 @@ std::string cpu_kernels() { return kernels().name; }
 TORCH_LIBRARY_FRAGMENT(pwlu_det, m) { m.def("cpu_kernels() -> str", &pwlu::cpu_kernels); }
 
 TORCH_LIBRARY_IMPL(pwlu_det, CPU, m) {
-  m.impl("pwlu", &pwlu::pwlu_cpu);
-  m.impl("pwlu_backward", &pwlu::pwlu_backward_cpu);
-  m.impl("pwlu_phase1", &pwlu::pwlu_phase1_cpu);
+  using namespace pwlu;
+  add_op<kPwlu, &pwlu_cpu>(m);
+  add_op<kPwluBackward, &pwlu_backward_cpu>(m);
+  add_op<kPwluPhase1, &pwlu_phase1_cpu>(m);
 }

@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "../signatures.h"
 #include "frelu.h"
 #include "glue.h"
 
@@ -23,11 +24,7 @@ struct Input {
         images{x.size(0), x.size(1), x.size(2), x.size(3), format != at::MemoryFormat::Contiguous},
         element(element_of(x)) {}
 
-  // Another tensor of that shape and dtype.
-  Tensor alike(const Tensor& other) const {
-    check_gradient(other, dense);
-    return other.contiguous(format);
-  }
+  Tensor alike(const Tensor& other) const { return other.contiguous(format); }
   Tensor by_channel() const { return wide({dense.size(1)}); }
   Tensor wide(at::IntArrayRef sizes) const { return at::empty(sizes, dense.options().dtype(compute_dtype(dense))); }
   Tensor workspace() const {
@@ -39,11 +36,7 @@ struct ConvolutionTensors {
   Tensor weight, bias;
 
   ConvolutionTensors(const Tensor& x, const Tensor& weight, const Tensor& bias)
-      : weight(dense_parameter(x, weight)), bias(dense_parameter(x, bias)) {
-    TORCH_CHECK(x.dim() == 4 && weight.numel() == x.size(1) * 9 && bias.numel() == x.size(1),
-                "frelu: x, weight and bias have shapes ", x.sizes(), ", ", weight.sizes(), " and ", bias.sizes(),
-                "; [B, C, H, W], [C, 1, 3, 3] and [C] are needed");
-  }
+      : weight(dense_parameter(x, weight)), bias(dense_parameter(x, bias)) {}
   Convolution arrays() const { return {weight.const_data_ptr(), bias.const_data_ptr()}; }
 };
 
@@ -57,12 +50,7 @@ struct NormTensors {
         var(dense_parameter(x, var)),
         weight(dense_parameter(x, weight)),
         bias(dense_parameter(x, bias)),
-        eps(eps) {
-    for (const Tensor* values : {&mean, &var, &weight, &bias}) {
-      TORCH_CHECK(x.dim() == 4 && values->numel() == x.size(1), "frelu: the norm has a value of shape ",
-                  values->sizes(), " for x of shape ", x.sizes());
-    }
-  }
+        eps(eps) {}
   Norm arrays() const {
     return {mean.const_data_ptr(), var.const_data_ptr(), weight.const_data_ptr(), bias.const_data_ptr(), eps};
   }
@@ -121,9 +109,14 @@ Tensor norm_sums(const Tensor& grad, const Tensor& x, const Tensor& conv, const 
 // `kept` is the convolution's output, or in inference, without a norm, y.
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& kept,
                                             const Tensor& weight, const Tensor& bias, const Norm* norm,
-                                            const void* norm_means) {
+                                            const void* norm_means, std::array<bool, 2> output_mask) {
+  const auto [with_x, with_parameters] = output_mask;
   const ConvolutionTensors convolution(x, weight, bias);
-  if (x.numel() == 0) return {at::empty_like(x), at::zeros_like(weight), at::zeros_like(bias)};
+  if (x.numel() == 0) {
+    return {with_x ? at::empty_like(x) : not_computed(x),
+            with_parameters ? at::zeros_like(weight) : not_computed(weight),
+            with_parameters ? at::zeros_like(bias) : not_computed(bias)};
+  }
   const Input in(x);
   const Tensor g = in.alike(grad), kept_ = in.alike(kept), workspace = in.workspace();
   const Tensor grad_x = at::empty_like(in.dense), of_weight = in.wide({x.size(1), 9}), of_bias = in.by_channel();
@@ -131,25 +124,28 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
       in.images, in.element, convolution.arrays(), norm, norm_means, g.const_data_ptr(), in.dense.const_data_ptr(),
       kept_.const_data_ptr(), grad_x.mutable_data_ptr(), {of_weight.mutable_data_ptr(), of_bias.mutable_data_ptr()},
       workspace.mutable_data_ptr<double>(), current_stream()));
-  return {with_layout_of(x, in.dense, grad_x), gradient_of(weight, of_weight), gradient_of(bias, of_bias)};
+  return {with_x ? with_layout_of(x, in.dense, grad_x) : not_computed(x),
+          with_parameters ? gradient_of(weight, of_weight) : not_computed(weight),
+          with_parameters ? gradient_of(bias, of_bias) : not_computed(bias)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> inference_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
-                                                      const Tensor& weight, const Tensor& bias) {
+                                                      const Tensor& weight, const Tensor& bias,
+                                                      std::array<bool, 2> output_mask) {
   const c10::cuda::CUDAGuard guard(x.device());
-  return backward(grad, x, y, weight, bias, nullptr, nullptr);
+  return backward(grad, x, y, weight, bias, nullptr, nullptr, output_mask);
 }
 
 std::tuple<Tensor, Tensor, Tensor> convolve_backward(const Tensor& grad, const Tensor& x, const Tensor& conv,
                                                      const Tensor& mean, const Tensor& var, const Tensor& weight,
                                                      const Tensor& bias, const Tensor& norm_weight,
-                                                     const Tensor& norm_bias, double eps, const Tensor& norm_means) {
+                                                     const Tensor& norm_bias, double eps, const Tensor& norm_means,
+                                                     std::array<bool, 2> output_mask) {
   const c10::cuda::CUDAGuard guard(x.device());
   const NormTensors norm(x, mean, var, norm_weight, norm_bias, eps);
   const Tensor means = dense_parameter(x, norm_means);
-  TORCH_CHECK(means.numel() == 2 * x.size(1), "frelu: norm_means has shape ", norm_means.sizes());
   const Norm arrays = norm.arrays();
-  return backward(grad, x, conv, weight, bias, &arrays, means.const_data_ptr());
+  return backward(grad, x, conv, weight, bias, &arrays, means.const_data_ptr(), output_mask);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> training(const Tensor& x, const Tensor& weight, const Tensor& bias,
@@ -162,24 +158,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> training_backward(const Tenso
                                                                      const Tensor& conv, const Tensor& mean,
                                                                      const Tensor& var, const Tensor& weight,
                                                                      const Tensor& bias, const Tensor& norm_weight,
-                                                                     const Tensor& norm_bias, double eps) {
+                                                                     const Tensor& norm_bias, double eps,
+                                                                     std::array<bool, 2> output_mask) {
   const Tensor sums = norm_sums(grad, x, conv, mean, var, norm_weight, norm_bias, eps);
   const Tensor means = sums / double(std::max<int64_t>(1, x.numel() / x.size(1)));
   auto [grad_x, grad_weight, grad_bias] =
-      convolve_backward(grad, x, conv, mean, var, weight, bias, norm_weight, norm_bias, eps, means);
-  return {grad_x, grad_weight, grad_bias, gradient_of(norm_weight, sums[0]), gradient_of(norm_bias, sums[1])};
+      convolve_backward(grad, x, conv, mean, var, weight, bias, norm_weight, norm_bias, eps, means, output_mask);
+  const bool with_parameters = output_mask[1];
+  return {grad_x, grad_weight, grad_bias,
+          with_parameters ? gradient_of(norm_weight, sums[0]) : not_computed(norm_weight),
+          with_parameters ? gradient_of(norm_bias, sums[1]) : not_computed(norm_bias)};
 }
 
 }  // namespace
 }  // namespace pwlu
 
 TORCH_LIBRARY_IMPL(pwlu_det, CUDA, m) {
-  m.impl("frelu", &pwlu::training);
-  m.impl("frelu_backward", &pwlu::training_backward);
-  m.impl("frelu_inference", &pwlu::inference);
-  m.impl("frelu_inference_backward", &pwlu::inference_backward);
-  m.impl("frelu_convolve", &pwlu::convolve);
-  m.impl("frelu_normalise", &pwlu::normalise);
-  m.impl("frelu_norm_sums", &pwlu::norm_sums);
-  m.impl("frelu_convolve_backward", &pwlu::convolve_backward);
+  using namespace pwlu;
+  add_op<kFrelu, &training>(m);
+  add_op<kFreluBackward, &training_backward>(m);
+  add_op<kFreluInference, &inference>(m);
+  add_op<kFreluInferenceBackward, &inference_backward>(m);
+  add_op<kFreluConvolve, &convolve>(m);
+  add_op<kFreluNormalise, &normalise>(m);
+  add_op<kFreluNormSums, &norm_sums>(m);
+  add_op<kFreluConvolveBackward, &convolve_backward>(m);
 }

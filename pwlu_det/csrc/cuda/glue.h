@@ -26,20 +26,11 @@ inline Element element_of(const Tensor& x) {
 }
 
 // A parameter in the dtype that x is computed in.
-inline Tensor as_computed(const Tensor& x, const Tensor& parameter) {
-  TORCH_CHECK(parameter.device() == x.device(), "pwlu_det: x is on ", x.device(), " and a parameter on ",
-              parameter.device());
-  return parameter.to(compute_dtype(x));
-}
+inline Tensor as_computed(const Tensor& x, const Tensor& parameter) { return parameter.to(compute_dtype(x)); }
 
 // The same as a dense array.
 inline Tensor dense_parameter(const Tensor& x, const Tensor& parameter) {
   return as_computed(x, parameter).contiguous();
-}
-
-inline void check_gradient(const Tensor& grad, const Tensor& x) {
-  TORCH_CHECK(grad.device() == x.device() && grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type(),
-              "pwlu_det: grad and x differ in device, shape or dtype");
 }
 
 inline void check_launched(int status) {

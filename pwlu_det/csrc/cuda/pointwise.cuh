@@ -54,31 +54,17 @@ struct Site {
   }
 };
 
-// f(the activation, in its own type)
+// run(the activation's formula)
 template <typename Run>
 auto with_activation(Activation activation, int size, const Run& run) {
   switch (activation) {
-    case Activation::kPrelu:
-      return run(Prelu{});
-    case Activation::kSwish:
-      return run(Swish{});
-    case Activation::kAconB:
-      return run(AconB{});
-    case Activation::kAconC:
-      return run(AconC{});
-    case Activation::kMetaAconPixel:
-      return run(MetaAconPixel{});
-    case Activation::kApl:
-      return size == Apl<3>::kSize ? run(Apl<3>{}) : run(Apl<0>::of_size(size));
-    case Activation::kPau:
-      return run(Pau{});
-    case Activation::kSrelu:
-      return run(Srelu{});
-    case Activation::kMixture:
-      return run(Mixture{});
-    default:
-      return size == Slaf<4>::kSize ? run(Slaf<4>{}) : run(Slaf<0>::of_size(size));
+#define PWLU_CASE(op, F, ...) \
+  case Activation::op:        \
+    return with_size<F>(size, run);
+    PWLU_FORALL_POINTWISE(PWLU_CASE)
+#undef PWLU_CASE
   }
+  __builtin_unreachable();
 }
 
 // --- forward -------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 // The CUDA kernels of the pointwise activations, as seen from the host. No torch in here, and no CUDA.
 #pragma once
 
-#include "../activations.h"
+#include "../pointwise_list.h"
 #include "launch.h"
 
 namespace pwlu {

@@ -29,7 +29,6 @@ PointwiseGradients writable(const ParameterRows& rows) {
 
 // The parameters in the dtype that x is computed in.
 ParameterRows converted(const Tensor& x, const ParameterRows& rows) {
-  count_coefficients(rows);
   ParameterRows all;
   for (const Tensor& row : rows) all.push_back(as_computed(x, row));
   return all;
@@ -48,13 +47,16 @@ struct Cuda {
   }
 
   static Tensor backward(Activation activation, const Tensor& grad, const Tensor& x, const ParameterRows& parameters,
-                         const ParameterRows& gradients) {
+                         bool /*with_x*/, const ParameterRows& asked_for) {
     const c10::cuda::CUDAGuard guard(x.device());
-    check_gradient(grad, x);
     const ParameterRows rows = converted(x, parameters);
     if (x.numel() == 0) {
-      for (const Tensor& gradient : gradients) gradient.zero_();
+      for (const Tensor& gradient : asked_for) gradient.zero_();
       return at::empty_like(x);
+    }
+    ParameterRows gradients = asked_for;
+    if (asked_for.empty()) {
+      for (const Tensor& row : parameters) gradients.push_back(at::empty_like(row));
     }
     ParameterRows results;  // of the dtype that is computed in; in place where that is the parameter's
     for (size_t i = 0; i < rows.size(); ++i) {

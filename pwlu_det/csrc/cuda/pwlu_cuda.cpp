@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "../signatures.h"
 #include "glue.h"
 
 namespace pwlu {
@@ -51,13 +52,26 @@ Tensor pwlu_cuda(const Tensor& x, const Tensor& points, const Tensor& left_bound
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Gradients pwlu_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& points, const Tensor& left_bound,
-                             const Tensor& right_bound, const Tensor& left_slope, const Tensor& right_slope) {
+                             const Tensor& right_bound, const Tensor& left_slope, const Tensor& right_slope,
+                             std::array<bool, 2> output_mask) {
   const c10::cuda::CUDAGuard guard(x.device());
-  check_gradient(grad, x);
+  const auto masked = [&](Gradients all) -> Gradients {
+    const auto& [of_x, of_points, of_left_bound, of_right_bound, of_left_slope, of_right_slope] = all;
+    const auto asked_for = [](bool asked, const Tensor& gradient) {
+      return asked ? gradient : not_computed(gradient);
+    };
+    const auto [with_x, with_parameters] = output_mask;
+    return {asked_for(with_x, of_x),
+            asked_for(with_parameters, of_points),
+            asked_for(with_parameters, of_left_bound),
+            asked_for(with_parameters, of_right_bound),
+            asked_for(with_parameters, of_left_slope),
+            asked_for(with_parameters, of_right_slope)};
+  };
   const auto wide = x.options().dtype(compute_dtype(x));
   if (x.numel() == 0) {
-    return {at::empty_like(x),           at::zeros_like(points),     at::zeros_like(left_bound),
-            at::zeros_like(right_bound), at::zeros_like(left_slope), at::zeros_like(right_slope)};
+    return masked({at::empty_like(x), at::zeros_like(points), at::zeros_like(left_bound), at::zeros_like(right_bound),
+                   at::zeros_like(left_slope), at::zeros_like(right_slope)});
   }
   const ParameterTensors parameters(x, points, left_bound, right_bound, left_slope, right_slope);
   const auto element = element_of(x);
@@ -75,9 +89,9 @@ Gradients pwlu_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& 
       {of_points.mutable_data_ptr(), of_left_bound.mutable_data_ptr(), of_right_bound.mutable_data_ptr(),
        of_left_slope.mutable_data_ptr(), of_right_slope.mutable_data_ptr()},
       workspace.mutable_data_ptr<double>(), current_stream()));
-  return {with_layout_of(x, dense, grad_x),           of_points.to(points.scalar_type()),
-          of_left_bound.to(left_bound.scalar_type()), of_right_bound.to(right_bound.scalar_type()),
-          of_left_slope.to(left_slope.scalar_type()), of_right_slope.to(right_slope.scalar_type())};
+  return masked({with_layout_of(x, dense, grad_x), of_points.to(points.scalar_type()),
+                 of_left_bound.to(left_bound.scalar_type()), of_right_bound.to(right_bound.scalar_type()),
+                 of_left_slope.to(left_slope.scalar_type()), of_right_slope.to(right_slope.scalar_type())});
 }
 
 std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cuda(const Tensor& x, const Tensor& points, const Tensor&,
@@ -101,7 +115,8 @@ std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cuda(const Tensor& x, const Tenso
 }  // namespace pwlu
 
 TORCH_LIBRARY_IMPL(pwlu_det, CUDA, m) {
-  m.impl("pwlu", &pwlu::pwlu_cuda);
-  m.impl("pwlu_backward", &pwlu::pwlu_backward_cuda);
-  m.impl("pwlu_phase1", &pwlu::pwlu_phase1_cuda);
+  using namespace pwlu;
+  add_op<kPwlu, &pwlu_cuda>(m);
+  add_op<kPwluBackward, &pwlu_backward_cuda>(m);
+  add_op<kPwluPhase1, &pwlu_phase1_cuda>(m);
 }

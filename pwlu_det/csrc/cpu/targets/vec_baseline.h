@@ -1,7 +1,7 @@
 // Vectors of 8 floats in plain C++, for processors without AVX2; the compiler makes of them what it can.
 #pragma once
 
-#include "convert.h"
+#include "../convert.h"
 
 namespace {
 

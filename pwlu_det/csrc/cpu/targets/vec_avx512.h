@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "convert.h"
+#include "../convert.h"
 
 namespace {
 

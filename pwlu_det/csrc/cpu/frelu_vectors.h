@@ -1,4 +1,4 @@
-// The kernels of Funnel ReLU, over the rows of a block.
+// Funnel ReLU's kernels over the vectors of an instruction set.
 #pragma once
 
 #include "frelu_rows.h"
@@ -150,7 +150,7 @@ struct Frelu {
   };
 
   // `kept` is what the norm compares with. Adds the gradients of the nine weights and of the bias to sums:
-  // [channels, 10].
+  // [channels, 10]. Of grad_x and sums one may be null.
   template <typename Norm>
   static void backward(const T* grad, const T* x, const T* kept, T* grad_x, const FreluBlock& block,
                        const ChannelParameters& p, double* sums) {
@@ -162,9 +162,12 @@ struct Frelu {
       const auto taps = strip.to_conv.around(stretch.row);
       const Number* to_x = strip.to_x[stretch.row];
       const Filter<T> filter(strip, p);
-      strip.for_pixels(stretch, [&](int64_t at, int64_t i, Lanes lanes) {
-        store(filter.transposed(taps, at, V::load(to_x + at)), grad_x + i, lanes);
-      });
+      if (grad_x) {
+        strip.for_pixels(stretch, [&](int64_t at, int64_t i, Lanes lanes) {
+          store(filter.transposed(taps, at, V::load(to_x + at)), grad_x + i, lanes);
+        });
+      }
+      if (!sums) return;
       strip.template sum_pixels<10>(stretch, strip.totals, [&](int64_t at, int64_t i, Lanes lanes, V* own) {
         const V xv = load(x + i, lanes);
 #pragma GCC unroll 9
@@ -172,7 +175,9 @@ struct Frelu {
         own[9] = own[9] + taps.get(4, at);
       });
     });
-    for (const auto& strip : strips) strip.template add_totals<10>(strip.totals, sums);
+    for (const auto& strip : strips) {
+      if (sums) strip.template add_totals<10>(strip.totals, sums);
+    }
   }
 
  private:

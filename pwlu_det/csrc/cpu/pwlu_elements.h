@@ -1,27 +1,33 @@
-// Kernels that take one element at a time: float64, and whatever float does not hold.
+// PWLU's kernels that take one element at a time: for float64, and for whatever float does not hold.
 #pragma once
 
 #include "convert.h"
+#include "pwlu_kernels.h"
 
 namespace {
 
-using pwlu::Block;
-using pwlu::Function;
 using pwlu::kLanePadding;
 using pwlu::Line;
 using pwlu::Moments;
 using pwlu::Parameters;
+using pwlu::PwluBlock;
+using pwlu::PwluFunction;
 using pwlu::ShiftedSums;
 
 // Calls run(line) with the line that the channel is computed with.
 template <typename Run>
-void with_line(const Function<float>& f, const Run& run) {
+void with_line(const PwluFunction<float>& f, const Run& run) {
   f.fits ? run(f.line) : run(pwlu::make_line<double>(f.parameters));
+}
+
+inline void add_to(const Moments& moments, int column, double g, double distance) {
+  moments.amount[column] += g;
+  moments.moment[column] += g * distance;
 }
 
 // In double, all elements or only those that are not finite yet.
 template <typename T>
-void forward_carefully(const T* x, T* y, int64_t n, int64_t stride, const Function<float>& f, bool all) {
+void forward_carefully(const T* x, T* y, int64_t n, int64_t stride, const PwluFunction<float>& f, bool all) {
   with_line(f, [&](auto line) {
     using R = decltype(line.left);
     for (int64_t i = 0; i < n * stride; i += stride) {
@@ -31,23 +37,23 @@ void forward_carefully(const T* x, T* y, int64_t n, int64_t stride, const Functi
   });
 }
 
+// Of grad_x and moments one may be null, here and below.
 template <typename T>
-void backward_carefully(const T* grad, const T* x, T* grad_x, int64_t n, int64_t stride, const Function<float>& f,
-                        Moments moments) {
+void backward_carefully(const T* grad, const T* x, T* grad_x, int64_t n, int64_t stride, const PwluFunction<float>& f,
+                        const Moments* moments) {
   with_line(f, [&](auto line) {
     using R = decltype(line.left);
     for (int64_t i = 0; i < n * stride; i += stride) {
       const double g = to_float(grad[i]);
       const pwlu::Careful at = pwlu::evaluate_carefully(f.parameters, line, R(to_float(x[i])));
       // As elsewhere where float holds the slope: no element's bits depend on what others are near it.
-      from_float(f.fits ? float(g) * f.slope[at.k + 1] : float(g * at.slope), grad_x[i]);
-      moments.amount[at.k + 1] += g;
-      moments.moment[at.k + 1] += g * at.distance;
+      if (grad_x) from_float(f.fits ? float(g) * f.slope[at.k + 1] : float(g * at.slope), grad_x[i]);
+      if (moments) add_to(*moments, at.k + 1, g, at.distance);
     }
   });
 }
 
-inline void forward_f64(const double* x, double* y, int64_t n, int64_t stride, const Function<double>& f) {
+inline void forward_f64(const double* x, double* y, int64_t n, int64_t stride, const PwluFunction<double>& f) {
   for (int64_t i = 0; i < n * stride; i += stride) {
     const double k = pwlu::bin_of(x[i], f.line);
     y[i] = f.value[int(k) + 1] + f.slope[int(k) + 1] * (x[i] - pwlu::center_of(k, f.line));
@@ -56,13 +62,12 @@ inline void forward_f64(const double* x, double* y, int64_t n, int64_t stride, c
 }
 
 inline void backward_f64(const double* grad, const double* x, double* grad_x, int64_t n, int64_t stride,
-                         const Function<double>& f, Moments moments) {
+                         const PwluFunction<double>& f, const Moments* moments) {
   for (int64_t i = 0; i < n * stride; i += stride) {
     const double k = pwlu::bin_of(x[i], f.line);
     const int column = int(k) + 1;
-    grad_x[i] = grad[i] * f.slope[column];
-    moments.amount[column] += grad[i];
-    moments.moment[column] += grad[i] * (x[i] - pwlu::center_of(k, f.line));
+    if (grad_x) grad_x[i] = grad[i] * f.slope[column];
+    if (moments) add_to(*moments, column, grad[i], x[i] - pwlu::center_of(k, f.line));
   }
 }
 
@@ -77,20 +82,20 @@ inline ShiftedSums relu_sums_f64(const double* x, double* y, int64_t n, int64_t 
   return sums;
 }
 
-constexpr pwlu::DtypeKernels<double, double> f64_kernels() {
+constexpr pwlu::PwluDtype<double> pwlu_f64() {
   return {
-      [](const double* x, double* y, int64_t n, const Function<double>& f) { forward_f64(x, y, n, 1, f); },
-      [](const double* grad, const double* x, double* grad_x, int64_t n, const Function<double>& f, Moments moments) {
-        backward_f64(grad, x, grad_x, n, 1, f, moments);
-      },
+      [](const double* x, double* y, int64_t n, const PwluFunction<double>& f) { forward_f64(x, y, n, 1, f); },
+      [](const double* grad, const double* x, double* grad_x, int64_t n, const PwluFunction<double>& f,
+         const Moments* moments) { backward_f64(grad, x, grad_x, n, 1, f, moments); },
       [](const double* x, double* y, int64_t n, double shift) { return relu_sums_f64(x, y, n, 1, shift); },
-      [](const double* x, double* y, int64_t rows, int64_t stride, const Block<double>& block) {
+      [](const double* x, double* y, int64_t rows, int64_t stride, const PwluBlock<double>& block) {
         for (int c = 0; c < block.channels; ++c) forward_f64(x + c, y + c, rows, stride, block.functions[c]);
       },
       [](const double* grad, const double* x, double* grad_x, int64_t rows, int64_t stride,
-         const Block<double>& block, const Moments* moments) {
+         const PwluBlock<double>& block, const Moments* moments) {
         for (int c = 0; c < block.channels; ++c) {
-          backward_f64(grad + c, x + c, grad_x + c, rows, stride, block.functions[c], moments[c]);
+          backward_f64(grad + c, x + c, pwlu::advance(grad_x, c), rows, stride, block.functions[c],
+                       pwlu::advance(moments, c));
         }
       },
       [](const double* x, double* y, int64_t rows, int64_t stride, int channels, const double* shift,

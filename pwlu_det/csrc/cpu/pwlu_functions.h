@@ -6,16 +6,16 @@
 #include <array>
 #include <vector>
 
-#include "kernels.h"
+#include "pwlu_kernels.h"
 
 namespace pwlu {
 namespace {
 
 template <typename R>
-class Functions {
+class PwluFunctions {
  public:
-  Functions(const at::Tensor& points, const at::Tensor& left_bound, const at::Tensor& right_bound,
-            const at::Tensor& left_slope, const at::Tensor& right_slope)
+  PwluFunctions(const at::Tensor& points, const at::Tensor& left_bound, const at::Tensor& right_bound,
+                const at::Tensor& left_slope, const at::Tensor& right_slope)
       : count(points.size(0)), num_intervals(int(points.size(1)) - 1) {
     size_t i = 0;
     for (const at::Tensor& t : {points, left_bound, right_bound, left_slope, right_slope}) {
@@ -28,7 +28,7 @@ class Functions {
   }
 
   int bins() const { return num_intervals + 2; }
-  const Function<R>& operator[](int64_t c) const { return functions_[c]; }
+  const PwluFunction<R>& operator[](int64_t c) const { return functions_[c]; }
 
   // Lay out what blocks need.
   void prepare_blocks() {
@@ -47,7 +47,7 @@ class Functions {
       }
     }
   }
-  Block<R> block(int64_t channel, int channels) const {
+  PwluBlock<R> block(int64_t channel, int channels) const {
     bool fits = true;
     for (int64_t c = channel; c < channel + channels; ++c) fits &= functions_[c].fits;
     const R* lane = lanes_.data() + channel;
@@ -68,7 +68,7 @@ class Functions {
  private:
   int64_t padded() const { return count + kLanePadding; }
 
-  Function<R> make_function(int64_t c) {
+  PwluFunction<R> make_function(int64_t c) {
     const auto& [points, left_bound, right_bound, left_slope, right_slope] = parameters_;
     const Parameters<double> p{points + c * (num_intervals + 1),
                                left_bound[c],
@@ -92,16 +92,16 @@ class Functions {
   std::array<at::Tensor, 5> kept_;  // in double
   std::array<const double*, 5> parameters_;
   std::vector<R> tables_, lanes_, pairs_;
-  std::vector<Function<R>> functions_;
+  std::vector<PwluFunction<R>> functions_;
 };
 
 // Of one channel, in the order of the arguments: points (N + 1), then the other four.
 template <typename R>
-void finish_gradients(const Function<R>& f, const Moments& moments, double* grad_points, double* grad_others) {
+void finish_gradients(const PwluFunction<R>& f, const Moments& moments, double* grads) {
   const auto with = [&](const auto& line) {
-    for (int j = 0; j <= f.parameters.num_intervals; ++j)
-      grad_points[j] = point_gradient(f.parameters, line, moments, j);
-    other_gradients(f.parameters, line, moments, grad_others);
+    const int num_points = f.parameters.num_intervals + 1;
+    for (int j = 0; j < num_points; ++j) grads[j] = point_gradient(f.parameters, line, moments, j);
+    other_gradients(f.parameters, line, moments, grads + num_points);
   };
   f.fits ? with(f.line) : with(make_line<double>(f.parameters));
 }

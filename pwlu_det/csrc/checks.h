@@ -1,0 +1,157 @@
+// The ops' arguments, and their checks on CPU and CUDA; ops/arguments.py has the same for plain torch.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <array>
+#include <cmath>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace pwlu {
+namespace {
+
+using at::Tensor;
+
+// An op's name, and "name: shape" of each argument in their order. The shape of x is "B C *" or "B C H W"; that of
+// the others is "x" for a tensor of the shape and dtype of x, or a list of sizes: C, the channels of x; P, which is C
+// or 1 (one function for the layer); S, 1 or more; N+1, 2 or more; or a digit. "eps" and output_mask have no shape.
+struct Signature {
+  const char* op;
+  const char* arguments[12];
+};
+
+struct Argument {
+  std::string_view name, shape;
+  const Tensor& tensor;
+
+  Argument(std::string_view text, const Tensor& tensor)
+      : name(text.substr(0, text.find(':'))), shape(text.substr(name.size() + 2)), tensor(tensor) {}
+};
+
+// "C, S" of "C S"
+inline std::string with_commas(std::string_view shape) {
+  std::string text;
+  for (char symbol : shape) text += symbol == ' ' ? ", " : std::string(1, symbol);
+  return text;
+}
+
+// What the letters in shapes stand for. The first argument with P, S or N+1 decides what that is.
+class SymbolicSizes {
+ public:
+  explicit SymbolicSizes(int64_t channels) : channels_(channels) {}
+
+  bool fit(at::IntArrayRef sizes, std::string_view shape) {
+    for (int64_t size : sizes) {
+      if (shape.empty() || size != expected(shape[0], size)) return false;
+      shape.remove_prefix(std::min(shape.size(), shape.find(' ')));
+      if (!shape.empty()) shape.remove_prefix(1);
+    }
+    return shape.empty();
+  }
+  std::string text() const {
+    std::string text = "C = " + std::to_string(channels_);
+    if (functions_ >= 0) text += ", P = " + std::to_string(functions_);
+    if (coefficients_ >= 0) text += ", S = " + std::to_string(coefficients_);
+    return text;
+  }
+
+ private:
+  int64_t expected(char symbol, int64_t size) {
+    switch (symbol) {
+      case 'C':
+        return channels_;
+      case 'P':
+        return decide(functions_, size, size == 1 || size == channels_);
+      case 'S':
+        return decide(coefficients_, size, size >= 1);
+      case 'N':
+        return decide(points_, size, size >= 2);
+      default:
+        return symbol - '0';
+    }
+  }
+  static int64_t decide(int64_t& known, int64_t size, bool allowed) {
+    if (known < 0 && allowed) known = size;
+    return known;
+  }
+
+  int64_t channels_, functions_ = -1, coefficients_ = -1, points_ = -1;
+};
+
+// What every tensor must be.
+inline void check_kind(const char* op, const Argument& argument) {
+  const at::ScalarType dtype = argument.tensor.scalar_type();
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16, op,
+                    ": ", argument.name, " has dtype ", dtype,
+                    "; float32, float64, float16 and bfloat16 are allowed");
+  TORCH_CHECK_VALUE(argument.tensor.layout() == at::kStrided, op, ": ", argument.name, " has layout ",
+                    argument.tensor.layout(), "; strided is allowed");
+}
+
+inline void check_x(const char* op, const Argument& x) {
+  check_kind(op, x);
+  TORCH_CHECK_VALUE(x.shape == "B C *" ? x.tensor.dim() >= 2 : x.tensor.dim() == 4, op, ": x has shape ",
+                    x.tensor.sizes(), "; [", with_commas(x.shape), "] is needed");
+}
+
+inline void check_beside(const char* op, const Tensor& x, const Argument& argument, SymbolicSizes& sizes) {
+  const Tensor& tensor = argument.tensor;
+  check_kind(op, argument);
+  TORCH_CHECK_VALUE(tensor.device() == x.device(), op, ": ", argument.name, " is on ", tensor.device(), ", and x on ",
+                    x.device());
+  if (argument.shape == "x") {
+    TORCH_CHECK_VALUE(tensor.sizes() == x.sizes() && tensor.scalar_type() == x.scalar_type(), op, ": ", argument.name,
+                      " has shape ", tensor.sizes(), " and dtype ", tensor.scalar_type(), "; x has ", x.sizes(),
+                      " and ", x.scalar_type());
+  } else {
+    TORCH_CHECK_VALUE(sizes.fit(tensor.sizes(), argument.shape), op, ": ", argument.name, " has shape ",
+                      tensor.sizes(), "; for x of shape ", x.sizes(), " it must be [", with_commas(argument.shape),
+                      "] with ", sizes.text());
+  }
+}
+
+inline void check_tensors(const char* op, const std::vector<Argument>& arguments) {
+  const Argument* x = &arguments[0];
+  while (x->name != "x") ++x;
+  check_x(op, *x);
+  SymbolicSizes sizes(x->tensor.size(1));
+  for (const Argument& argument : arguments) {
+    if (&argument != x) check_beside(op, x->tensor, argument, sizes);
+  }
+}
+
+inline void check_eps(const char* op, double eps) {
+  TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0, op, ": eps is ", eps, "; it must be finite and not negative");
+}
+
+// An op's function, which is called with checked arguments.
+template <const Signature& kSignature, auto kFunction>
+struct CheckedOp;
+
+template <const Signature& kSignature, typename Result, typename... Arguments, Result (*kFunction)(Arguments...)>
+struct CheckedOp<kSignature, kFunction> {
+  static Result call(Arguments... arguments) {
+    std::vector<Argument> tensors;
+    const char* const* text = kSignature.arguments;
+    const auto take = [&](const auto& argument) {
+      using T = std::decay_t<decltype(argument)>;
+      if constexpr (std::is_same_v<T, Tensor>) tensors.emplace_back(*text, argument);
+      if constexpr (std::is_same_v<T, double>) check_eps(kSignature.op, argument);
+      ++text;
+    };
+    (take(arguments), ...);
+    check_tensors(kSignature.op, tensors);
+    return kFunction(arguments...);
+  }
+};
+
+template <const Signature& kSignature, auto kFunction>
+void add_op(torch::Library& m) {
+  m.impl(kSignature.op, &CheckedOp<kSignature, kFunction>::call);
+}
+
+}  // namespace
+}  // namespace pwlu

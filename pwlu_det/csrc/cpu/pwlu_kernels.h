@@ -1,0 +1,55 @@
+// PWLU's kernels as each instruction set provides them.
+#pragma once
+
+#include "../pwlu_math.h"
+#include "types.h"
+
+namespace pwlu {
+
+// One channel's function, as tables of N + 2 entries, behind which whole vectors can be read.
+template <typename R>
+struct PwluFunction {
+  Parameters<double> parameters;
+  Line<R> line;
+  const R* value;
+  const R* slope;
+  bool fits;  // R; else the channel is computed in double
+
+  PWLU_INLINE int bins() const { return parameters.num_intervals + 2; }
+};
+
+// The functions of neighbouring channels, as channels_last memory has them: one line for each lane of a vector.
+template <typename R>
+struct PwluBlock {
+  int channels;
+  bool fits;
+  const PwluFunction<R>* functions;
+  const R *left, *right, *length, *middle, *scale;
+  const R* pairs;  // [channels, N + 2, 2] of value and slope
+
+  PWLU_INLINE int bins() const { return functions->bins(); }
+};
+
+// Kernels for elements of type T. Backward adds to the moments; either these or grad_x may be null, if only the other
+// is asked for.
+template <typename T>
+struct PwluDtype {
+  using R = Compute<T>;
+
+  // n elements of one channel
+  void (*forward)(const T* x, T* y, int64_t n, const PwluFunction<R>& function);
+  void (*backward)(const T* grad, const T* x, T* grad_x, int64_t n, const PwluFunction<R>& function,
+                   const Moments* moments);
+  ShiftedSums (*relu_sums)(const T* x, T* y, int64_t n, double shift);
+  // `rows` times the channels of a block, with `stride` elements from row to row; moments, shift and sums have one
+  // entry for each channel
+  void (*forward_block)(const T* x, T* y, int64_t rows, int64_t stride, const PwluBlock<R>& block);
+  void (*backward_block)(const T* grad, const T* x, T* grad_x, int64_t rows, int64_t stride,
+                         const PwluBlock<R>& block, const Moments* moments);
+  void (*relu_sums_block)(const T* x, T* y, int64_t rows, int64_t stride, int channels, const double* shift,
+                          ShiftedSums* sums);
+};
+
+using PwluKernels = ByDtype<PwluDtype>;
+
+}  // namespace pwlu

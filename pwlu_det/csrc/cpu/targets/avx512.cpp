@@ -1,0 +1,29 @@
+// The kernels for processors with AVX-512 (F, BW, DQ, VL); see avx2.cpp about the pragma.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
+
+#include "vec_avx512.h"
+
+// Over these vectors:
+#include "../frelu_vectors.h"
+#include "../kernels.h"
+#include "../pointwise_vectors.h"
+#include "../pwlu_vectors.h"
+
+namespace pwlu {
+
+const Kernels& avx512_kernels() {
+  static constexpr AllPointwise pointwise = all_pointwise();
+  static constexpr FreluKernels frelu = frelu_kernels();
+  static constexpr Kernels kernels{"avx512", pwlu_kernels(), &pointwise, &frelu};
+  return kernels;
+}
+
+}  // namespace pwlu

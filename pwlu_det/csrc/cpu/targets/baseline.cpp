@@ -1,0 +1,21 @@
+// The kernels for any processor.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "vec_baseline.h"
+
+// Over these vectors:
+#include "../kernels.h"
+#include "../pwlu_vectors.h"
+
+namespace pwlu {
+
+const Kernels& baseline_kernels() {
+  static constexpr Kernels kernels{"baseline", pwlu_kernels(), nullptr, nullptr};
+  return kernels;
+}
+
+}  // namespace pwlu

@@ -1,0 +1,166 @@
+"""Declares the ops: schema, checks of the arguments, fake kernel and implementation in plain torch.
+
+Compiled kernels are registered under the same names; ``csrc/checks.h`` makes the same checks for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that an input of ``dtype`` is computed in: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def define(
+    name: str, arguments: Mapping[str, str], results: Sequence[str], output_mask: bool = False
+) -> Callable[[Callable], Callable]:
+    """Declare the op ``pwlu_det::{name}``; decorates its implementation in plain torch.
+
+    Args:
+        arguments: the shape of each argument, as :func:`check_arguments` takes them.
+        results: the argument that each result is like, or its shape (in the dtype that is computed in).
+        output_mask: give a backward op a last argument ``bool[2] output_mask``: whether the gradient of ``x``
+            (the first result) and those of the parameters are asked for. In place of the others the op
+            returns empty tensors of shape ``[0]``, and the implementation None.
+    """
+    qualified = f"pwlu_det::{name}"
+    schema = [f"{'float' if shape == 'float' else 'Tensor'} {label}" for label, shape in arguments.items()]
+    if output_mask:
+        schema.append("bool[2] output_mask")
+    torch.library.define(qualified, f"({', '.join(schema)}) -> ({', '.join(['Tensor'] * len(results))})")
+
+    def register(plain: Callable) -> Callable:
+        def checked(*values):
+            check_arguments(name, arguments, values)
+            outputs = plain(*values)
+            if not output_mask:
+                return outputs
+            tensors = dict(zip(arguments, values))
+            return tuple(
+                tensors[result].new_empty(0) if output is None else output
+                for result, output in zip(results, outputs)
+            )
+
+        def fake(*values):
+            sizes = check_arguments(name, arguments, values)
+            tensors = dict(zip(arguments, values))
+            asked = values[-1] if output_mask else (True, True)
+            outputs = [
+                _empty(result, tensors, sizes) if asked[i > 0] else tensors[result].new_empty(0)
+                for i, result in enumerate(results)
+            ]
+            return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+        torch.library.impl(qualified, "CompositeExplicitAutograd", checked)
+        torch.library.register_fake(qualified, fake)
+        return plain
+
+    return register
+
+
+def _empty(result: str, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tensor:
+    if result == "x":
+        return torch.empty_like(tensors["x"])
+    if result in tensors:
+        return tensors[result].new_empty(tensors[result].shape)
+    shape = [int(symbol) if symbol.isdigit() else sizes[symbol] for symbol in result.split()]
+    return tensors["x"].new_empty(shape, dtype=compute_dtype(tensors["x"].dtype))
+
+
+def needed_outputs(ctx) -> tuple[bool, bool]:
+    """Whether autograd needs the gradient of ``x``, the first argument, and any of the others."""
+    return ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
+
+
+def only_needed(ctx, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """One for each argument: the gradient, or None where autograd needs none."""
+    needed = ctx.needs_input_grad
+    padded = [*gradients, *[None] * (len(needed) - len(gradients))]
+    return tuple(gradient if wanted else None for gradient, wanted in zip(padded, needed))
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def check_arguments(op: str, shapes: Mapping[str, str], values: Sequence) -> dict[str, int]:
+    """Check what an op is called with; returns what the letters in the shapes stand for.
+
+    Args:
+        shapes: the shape of each argument. That of ``x`` is "B C *" or "B C H W", and "x" is a tensor of the
+            shape and dtype of ``x``. Others are lists of sizes: C, the channels of ``x``; P, which is C or 1
+            (one function for the layer); S, 1 or more; N+1, 2 or more; or figures. "float" is a number,
+            "int64" a scalar tensor on the CPU.
+        values: the arguments, in that order.
+
+    Raises:
+        ValueError: a tensor has another shape, or a dtype that is not in ``DTYPES``, is not on the device of
+            ``x``, or is not strided; or a number is negative or not finite.
+    """
+    named = dict(zip(shapes, values))
+    x = named.pop("x")
+    _check_kind(op, "x", x)
+    dims = shapes["x"].split()
+    if x.dim() < 2 if "*" in dims else x.dim() != 4:
+        raise ValueError(f"{op}: x has shape {list(x.shape)}; [{', '.join(dims)}] is needed")
+    sizes = {"C": x.shape[1]}
+    for name, value in named.items():
+        _check_beside_x(op, x, name, value, shapes[name], sizes)
+    return sizes
+
+
+def _check_kind(op: str, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in DTYPES:
+        allowed = "float32, float64, float16 and bfloat16 are allowed"
+        raise ValueError(f"{op}: {name} has dtype {_name_of(tensor.dtype)}; {allowed}")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{op}: {name} has layout {_name_of(tensor.layout)}; strided is allowed")
+
+
+def _check_beside_x(op, x: Tensor, name: str, value, shape: str, sizes: dict[str, int]) -> None:
+    if shape == "float":
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{op}: {name} is {value}; it must be finite and not negative")
+        return
+    if shape == "int64":
+        if value.dtype != torch.int64 or value.dim() != 0 or value.device.type != "cpu":
+            raise ValueError(f"{op}: {name} must be a scalar in int64 on the CPU")
+        return
+    _check_kind(op, name, value)
+    if value.device != x.device:
+        raise ValueError(f"{op}: {name} is on {value.device}, and x on {x.device}")
+    if shape == "x":
+        if value.shape != x.shape or value.dtype != x.dtype:
+            raise ValueError(
+                f"{op}: {name} has shape {list(value.shape)} and dtype {_name_of(value.dtype)}; x has "
+                f"{list(x.shape)} and {_name_of(x.dtype)}"
+            )
+    elif not _fits(value.shape, shape.split(), sizes):
+        known = ", ".join(f"{symbol} = {size}" for symbol, size in sizes.items())
+        raise ValueError(
+            f"{op}: {name} has shape {list(value.shape)}; for x of shape {list(x.shape)} it must be "
+            f"[{shape.replace(' ', ', ')}] with {known}"
+        )
+
+
+def _fits(shape: torch.Size, symbols: list[str], sizes: dict[str, int]) -> bool:
+    """Compare a shape with the table's; the first argument with P, S or N+1 decides what that is."""
+    if len(shape) != len(symbols):
+        return False
+    for size, symbol in zip(shape, symbols):
+        allowed = {"P": size in (1, sizes["C"]), "S": size >= 1, "N+1": size >= 2}.get(symbol, True)
+        expected = int(symbol) if symbol.isdigit() else sizes.setdefault(symbol, size) if allowed else None
+        if size != expected:
+            return False
+    return True
+
+
+def _name_of(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).replace("torch.", "")
