@@ -43,9 +43,9 @@ def test_a_loader_of_detectron2_s_trains_and_says_that_resuming_is_not_exact(tmp
     precise_bn = ("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2)
     with caplog.at_level("WARNING"):
         train(OwnLoader, make_cfg(tmp_path / "whole", *precise_bn))
-        assert "data start over" not in caplog.text
+        assert "data stream restarts" not in caplog.text
         train(OwnLoader, make_cfg(cut(tmp_path / "whole", tmp_path / "cut", 2), *precise_bn), resume=True)
-    assert "not that of pwlu_det.build_train_loader, so its data start over" in caplog.text
+    assert "not built by pwlu_det.build_train_loader, so its data stream restarts" in caplog.text
 
 
 def test_an_own_mapper_keeps_exact_resume(tmp_path):
