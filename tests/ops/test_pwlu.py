@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pwlu_cases import NAMES, as_numpy, assert_near, check, make_input, make_parameters
 
 from pwlu_det.ops import pwlu, pwlu_phase1
 
-NAMES = ("x", "points", "left_bound", "right_bound", "left_slope", "right_slope")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MASKS = ((True, True), (True, False), (False, True))
 SHAPES = ((8, 3), (4, 3, 9), (2, 3, 5, 3), (2, 3, 2, 3, 5))
@@ -19,65 +19,6 @@ quick = settings(max_examples=30, deadline=None, derandomize=True)
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-def make_parameters(num_functions, n, dtype=torch.float32):
-    """Random points and slopes; bounds whose knots are exact in float32: the intervals are powers of two."""
-    interval = 4 / 2 ** (n.bit_length() - 1)
-    left_bound = torch.tensor([-2.0, 0.5, -5.0])[:num_functions]
-    points, slopes = torch.randn(num_functions, n + 1), torch.randn(2, num_functions)
-    parameters = points, left_bound, left_bound + n * interval, *slopes
-    return [p.to(dtype).requires_grad_() for p in parameters]
-
-
-def make_input(shape, parameters, dtype=torch.float32):
-    """Values inside and outside; every other one is a knot of its channel or lies on the grid beyond."""
-    points, left, right = (as_numpy(p) for p in parameters[:3])
-    n = points.shape[1] - 1
-    u = np.random.default_rng(0).uniform(-0.5, 1.5, (len(left), np.prod(shape, dtype=int) // len(left))) * n
-    u[:, ::2] = np.round(u[:, ::2])
-    u[:, :1], u[:, 2:3] = 0, n  # the bounds themselves
-    x = oracle.from_function(left[:, None] + u * (right - left)[:, None] / n, shape)
-    return torch.from_numpy(np.ascontiguousarray(x)).to(dtype)
-
-
-def as_numpy(tensor):
-    return tensor.detach().double().numpy()
-
-
-def assert_near(actual, expected, unit, scale, name):
-    difference = np.abs(as_numpy(actual) - expected)
-    assert np.all(difference <= unit * scale), f"{name}: off by up to {difference.max():.3g}, {unit=:.3g}"
-
-
-def check(x, parameters, grad=None):
-    """Hold the output and all six gradients against the oracle; returns the output."""
-    x = x.detach().requires_grad_()
-    y = pwlu(x, *parameters)
-    assert (y.shape, y.dtype, y.stride()) == (x.shape, x.dtype, torch.empty_like(x).stride())
-    grad = torch.randn(x.shape).to(x.dtype) if grad is None else grad
-    grads = torch.autograd.grad(y, (x, *parameters), grad)
-    for name, actual, source in zip(NAMES, grads, (x, *parameters)):
-        assert (actual.shape, actual.dtype) == (source.shape, source.dtype), name
-
-    arrays = points, *_ = [as_numpy(p) for p in parameters]
-    elements, g = (oracle.per_function(as_numpy(t), len(points)) for t in (x, grad))
-    expected = oracle.from_function(oracle.forward(elements, *arrays), x.shape)
-    rows = oracle.table_1(elements, *arrays)
-    # u = (x - B_L)/d goes up to N, so arithmetic in the parameters' dtype knows t to N units of rounding;
-    # sums and the like add some more. Then x's own dtype rounds once.
-    unit = (64 + 2 * points.shape[1]) * torch.finfo(parameters[0].dtype).eps
-    rounded = unit + torch.finfo(x.dtype).eps
-    assert_near(y, expected, rounded, np.abs(points).max() + np.abs(expected), "y")
-    expected = oracle.from_function(rows.x * g, x.shape)
-    steepest = np.abs(rows.x).max(initial=0)
-    assert_near(grads[0], expected, rounded, steepest + np.abs(expected), "x")
-    for name, actual, row in zip(NAMES[1:], grads[1:], rows[1:]):
-        terms = row * (g[:, None] if name == "points" else g)
-        # Relative to the sum of magnitudes: the terms may cancel.
-        scale = np.abs(terms).sum(-1) + np.abs(g).sum() * (1 if name == "points" else steepest)
-        assert_near(actual, terms.sum(-1), unit, scale, name)
-    return y
 
 
 @channel_and_layer_wise
