@@ -97,6 +97,9 @@ PWLU_FN Line<R> make_line(const Parameters<P>& p) {
   line.scale = R(1 / d);
   line.last = R(p.num_intervals);
   // B_R itself belongs to bin N: round the scale up until it does.
+#ifdef __CUDACC__
+#pragma unroll 1
+#endif
   for (int i = 0; i < 4 && (line.right - line.left) * line.scale < line.last; ++i) {
     line.scale = nextafter(line.scale, Largest<R>::value);
   }

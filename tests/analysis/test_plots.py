@@ -170,7 +170,7 @@ def test_sites_in_both_phases(files):
     assert page.get_suptitle() == "after 50 iterations · phases I and II"
 
 
-@pytest.mark.filterwarnings("error")  # matplotlib's, of axes without an extent
+@pytest.mark.filterwarnings("error")  # matplotlib warns of axes without an extent
 @pytest.mark.parametrize("value", [0.0, 1e-30, 3e38, -3e38])
 def test_parameters_of_any_size_and_bounds_in_any_order_are_drawn(tmp_path, value):
     run = Run()

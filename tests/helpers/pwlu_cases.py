@@ -10,7 +10,7 @@ NAMES = ("x", "points", "left_bound", "right_bound", "left_slope", "right_slope"
 
 
 def make_parameters(num_functions, n, dtype=torch.float32):
-    """Random points and slopes; bounds whose knots are exact in float32: the intervals are powers of two."""
+    """Random points and slopes; knots are exact in float32, since the intervals are powers of two."""
     interval = 4 / 2 ** (n.bit_length() - 1)
     left_bound = torch.tensor([-2.0, 0.5, -5.0])[:num_functions]
     points, slopes = torch.randn(num_functions, n + 1), torch.randn(2, num_functions)
@@ -19,7 +19,7 @@ def make_parameters(num_functions, n, dtype=torch.float32):
 
 
 def make_input(shape, parameters, dtype=torch.float32):
-    """Values inside and outside; every other one is a knot of its channel or lies on the grid beyond."""
+    """Values inside and outside the bounds; every other one is on the grid of knots, continued outside."""
     points, left, right = (as_numpy(p) for p in parameters[:3])
     n = points.shape[1] - 1
     u = np.random.default_rng(0).uniform(-0.5, 1.5, (len(left), np.prod(shape, dtype=int) // len(left))) * n
@@ -39,7 +39,7 @@ def assert_near(actual, expected, unit, scale, name):
 
 
 def check(x, parameters, grad=None):
-    """Hold the output and all six gradients against the oracle; returns the output."""
+    """Compare the output and all six gradients with the oracle; return the output."""
     x = x.detach().requires_grad_()
     y = pwlu(x, *parameters)
     assert (y.shape, y.dtype, y.stride()) == (x.shape, x.dtype, torch.empty_like(x).stride())
@@ -52,8 +52,8 @@ def check(x, parameters, grad=None):
     elements, g = (oracle.per_function(as_numpy(t), len(points)) for t in (x, grad))
     expected = oracle.from_function(oracle.forward(elements, *arrays), x.shape)
     rows = oracle.table_1(elements, *arrays)
-    # u = (x - B_L)/d goes up to N, so arithmetic in the parameters' dtype knows t to N units of rounding;
-    # sums and the like add some more. Then x's own dtype rounds once.
+    # u = (x - B_L)/d is up to N, so t has an error of up to N rounding units of the parameters' dtype;
+    # sums add some more. Finally, the dtype of x rounds once.
     unit = (64 + 2 * points.shape[1]) * torch.finfo(parameters[0].dtype).eps
     rounded = unit + torch.finfo(x.dtype).eps
     assert_near(y, expected, rounded, np.abs(points).max() + np.abs(expected), "y")

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
 from kill_and_resume import ROOT, differences
-from processes import wait_for_exit, wait_until
+from processes import end, free_port, start, wait_for_exit, wait_for_metrics, wait_until
 
 CONFIG = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
 ITERATIONS = 26
@@ -17,12 +16,6 @@ SMALL = [
     *("DATASETS.TEST", "()", "SOLVER.MAX_ITER", ITERATIONS, "MODEL.ACTIVATION.PWLU.PHASE1_ITERS", 4),
     *("SOLVER.CHECKPOINT_PERIOD", 100, "MODEL.FPN.OUT_CHANNELS", 64),
 ]
-
-
-def free_url() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{s.getsockname()[1]}"
 
 
 def launch(script, folder, *options, processes=1, machines=1, rank=0, url="auto"):
@@ -33,16 +26,7 @@ def launch(script, folder, *options, processes=1, machines=1, rank=0, url="auto"
         *("--num-machines", machines, "--machine-rank", rank, "--dist-url", url),
         *(*SMALL, "OUTPUT_DIR", folder, *options),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(folder / f"output_{rank}.txt", "wb") as log:
-        return subprocess.Popen(
-            list(map(str, command)),
-            cwd=ROOT,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    return start(command, folder / f"output_{rank}.txt")
 
 
 def output(folder):
@@ -88,17 +72,11 @@ def test_processes_train_as_one_with_the_global_batch(tmp_path, one_process, num
 
 
 def test_two_machines_train_as_one_process(tmp_path, one_process):
-    url = free_url()
+    url = f"tcp://127.0.0.1:{free_port()}"
     machines = [launch(AVERAGED, tmp_path, machines=2, rank=rank, url=url) for rank in (1, 0)]
     for machine in machines:
         assert wait_for_exit(machine) == 0, output(tmp_path)[-4000:]
     check_ranks(tmp_path, 2, one_process)
-
-
-def wait_until_training(folder, process):
-    metrics = folder / "metrics.json"  # the first line is of iteration 19
-    wait_until(lambda: process.poll() is not None or (metrics.exists() and metrics.stat().st_size), process)
-    assert process.poll() is None, output(folder)[-4000:]
 
 
 def members(process, text=""):
@@ -118,12 +96,6 @@ def trainers(process):
     return members(process, "spawn_main")
 
 
-def end(process):
-    if members(process):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 LONG = ("SOLVER.MAX_ITER", 100000)
 TEARDOWN = 60  # seconds of CPU time: enough to end, and not to go on training
 
@@ -131,30 +103,29 @@ TEARDOWN = 60  # seconds of CPU time: enough to end, and not to go on training
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
 def test_a_machine_that_is_lost_ends_the_others_with_an_error(tmp_path, sent):
     """A stopped process is like a machine without power: nothing closes its connections."""
-    url = free_url()
+    url = f"tcp://127.0.0.1:{free_port()}"
     folders = tmp_path / "0", tmp_path / "1"
     machines = [
         launch("tools/train_net.py", folder, *LONG, machines=2, rank=rank, url=url)
         for rank, folder in enumerate(folders)
     ]
     try:
-        wait_until_training(folders[0], machines[0])
+        wait_for_metrics(folders[0], machines[0])
         for trainer in trainers(machines[1]):
             os.kill(trainer, sent)
         assert wait_for_exit(machines[0], cpu_limit=TEARDOWN) != 0
         if sent == signal.SIGSTOP:
-            assert "process 1 has not been heard of for 40 s" in output(folders[0])
+            assert "process 1 has not responded for 40 s" in output(folders[0])
         else:
             assert wait_for_exit(machines[1], cpu_limit=TEARDOWN) != 0
     finally:
-        for machine in machines:
-            end(machine)
+        end(*machines)
 
 
 def test_a_process_that_is_killed_ends_the_run_with_an_error(tmp_path):
     process = launch("tools/train_net.py", tmp_path, *LONG, processes=2)
     try:
-        wait_until_training(tmp_path, process)
+        wait_for_metrics(tmp_path, process)
         os.kill(trainers(process)[1], signal.SIGKILL)
         assert wait_for_exit(process, cpu_limit=TEARDOWN) != 0
         wait_until(lambda: not members(process))
