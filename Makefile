@@ -1,11 +1,12 @@
-# make env    an environment in $(VENV), the only place where anything is installed
+# make env    create an environment in $(VENV); nothing is installed outside it
 # make demo   train a detector with PWLU from scratch, evaluate it, export its backbone
-# make test   the tests          make lint   the linters
+# make test   run the tests; make test-slow runs those that take minutes
+# make lint   run the linters; make format fixes what they can
 #
-# VENV        where the environment is, or shall be
-# PYTHON      the Python it is made from
-# TORCH       what pip installs for torch, e.g. TORCH='torch==2.6.0 torchvision==0.21.0'
-# DETECTRON2  a detectron2 of your own in place of the pinned wheel, e.g.
+# VENV        folder of the environment, created if absent
+# PYTHON      the Python to create it with
+# TORCH       pip requirements for torch, e.g. TORCH='torch==2.6.0 torchvision==0.21.0'
+# DETECTRON2  pip requirement for detectron2 instead of the pinned wheel, e.g.
 #             DETECTRON2='git+https://github.com/facebookresearch/detectron2.git'
 VENV ?= .venv
 PYTHON ?= python3
@@ -16,9 +17,9 @@ OUTPUT ?= output/demo
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.pwlu_det
-KERNELS := $(wildcard pwlu_det/csrc/*.h pwlu_det/csrc/*/*)
+KERNELS := $(wildcard pwlu_det/csrc/*.h pwlu_det/csrc/*/*.* pwlu_det/csrc/*/*/*)
 
-.PHONY: env demo test lint format clean
+.PHONY: env demo test test-slow lint format clean
 env: $(STAMP)
 
 $(STAMP): requirements/env.txt requirements/detectron2.txt pyproject.toml setup.py $(KERNELS)
@@ -29,7 +30,7 @@ $(STAMP): requirements/env.txt requirements/detectron2.txt pyproject.toml setup.
 	$(PIP) install --no-build-isolation --no-deps -e .
 	touch $@
 
-# The wheel's tag names Python 3.10, for the sake of a compiled part that is not used: hence the options.
+# The wheel is tagged for Python 3.10, because of a compiled part that is not used: hence the options.
 .PHONY: detectron2
 detectron2:
 ifeq ($(DETECTRON2),)
@@ -43,9 +44,12 @@ endif
 demo: env
 	$(RUN) tools/demo.py --output $(OUTPUT)
 
-# Two processes of one thread each: most of a test's time goes into starting the commands that it runs.
+# Two processes with one thread each: tests spend most of their time starting the commands that they run.
 test: env
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: env
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m slow
 
 lint: env
 	$(RUN) -m ruff check .

@@ -1,7 +1,7 @@
-"""Builds the kernels where there is a torch and a compiler; without them the package runs on plain torch.
+"""Builds the kernels if torch and a compiler are available; otherwise the package falls back to plain torch.
 
-The CUDA kernels are built where torch sees a GPU, and with FORCE_CUDA=1 also without one. torch's own
-variables TORCH_CUDA_ARCH_LIST and CUDA_HOME need not be set.
+The CUDA kernels are built if torch finds a GPU or FORCE_CUDA=1 is set. torch's own variables
+TORCH_CUDA_ARCH_LIST and CUDA_HOME are respected but not required.
 """
 
 import os
@@ -15,8 +15,8 @@ from setuptools.command.build_ext import build_ext
 
 CPU, CUDA = "pwlu_det._C", "pwlu_det._C_cuda"
 
-# Machine code for these, as far as nvcc knows them, where no GPU says what is wanted. That for 8.0 also runs
-# on 8.6 and 8.9, for 10.0 on 10.3, and so on; later GPUs compile the newest one's PTX when they first see it.
+# Without a GPU, the kernels are built for those of these architectures that nvcc supports. Code for 8.0 also
+# runs on 8.6 and 8.9, code for 10.0 also on 10.3, and so on; later GPUs compile the newest PTX at run time.
 ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 
 try:
@@ -29,7 +29,7 @@ except ImportError as error:
 
 
 class Unavailable(Exception):
-    """What is missing for kernels that were asked for."""
+    """Kernels were requested but cannot be built; the message says why."""
 
 
 def cpu_extension():
@@ -39,7 +39,7 @@ def cpu_extension():
     return cpp_extension.CppExtension(
         CPU,
         [f"pwlu_det/csrc/cpu/{source}" for source in sources],
-        # Instruction sets are chosen in the files that use them: no -march here. torch brings OpenMP.
+        # No -march: each source selects its own instruction set. torch provides OpenMP.
         extra_compile_args=["-O3", "-fopenmp", "-Wno-maybe-uninitialized"],
         define_macros=[("PWLU_X86", None)] if x86 else [],
     )
@@ -47,13 +47,14 @@ def cpu_extension():
 
 def cuda_extension():
     toolkit, nvcc = find_toolkit()
-    cpp_extension.CUDA_HOME = str(toolkit)  # what it finds by itself may be a wrapper's folder
+    cpp_extension.CUDA_HOME = str(toolkit)  # torch's own search may return a wrapper's folder
     if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
         known = run(nvcc, "--list-gpu-arch")
         listed = [a for a in ARCHITECTURES if f"compute_{a.replace('.', '')}" in known.split()]
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(listed) + "+PTX"
-    sources = ["pwlu_cuda.cpp", "forward.cu", "backward.cu", "phase1.cu", "frelu_cuda.cpp", "frelu.cu"]
+    sources = ["pwlu_cuda.cpp", "pwlu_forward.cu", "pwlu_backward.cu", "pwlu_phase1.cu"]
     sources += ["pointwise_cuda.cpp", "pointwise_forward.cu", "pointwise_backward.cu"]
+    sources += ["frelu_cuda.cpp", "frelu.cu"]
     return cpp_extension.CUDAExtension(
         CUDA,
         [f"pwlu_det/csrc/cuda/{source}" for source in sources],
@@ -62,13 +63,13 @@ def cuda_extension():
 
 
 def find_toolkit() -> tuple:
-    """The toolkit's folder and its nvcc, of torch's own major version."""
+    """The folder of the CUDA toolkit and its nvcc, which must have torch's major version of CUDA."""
     if torch.version.cuda is None:
         raise Unavailable(f"torch {torch.__version__} is built without CUDA")
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = Path(home, "bin", "nvcc") if home else "nvcc"
     try:
-        if not home:  # nvcc knows where it is, also behind a wrapper
+        if not home:  # nvcc reports its folder even if called through a wrapper
             top = re.search(r"^#\$ TOP=(.*)$", run(nvcc, "--dryrun", "-x", "cu", os.devnull), re.MULTILINE)
             home = Path(top[1].strip()).resolve() if top else Path(torch.utils.cpp_extension.CUDA_HOME)
         version = re.search(r"release (\d+)\.(\d+)", run(nvcc, "--version"))
@@ -91,7 +92,7 @@ def run(*command) -> str:
 
 
 def extensions() -> tuple[list, dict]:
-    """What to build, and why the rest is not."""
+    """The extensions to build, and why others cannot be."""
     if torch is None:
         print(f"pwlu_det: building no kernels: {missing}")
         return [], {}
@@ -105,7 +106,7 @@ def extensions() -> tuple[list, dict]:
 
 
 class OptionalBuild(BuildExtension):
-    """A build of which any library may fail: it says why, where the package will find it."""
+    """A build that continues if a library fails, and writes the reason to a file that the package reads."""
 
     def run(self) -> None:
         wanted = self.extensions
@@ -115,12 +116,12 @@ class OptionalBuild(BuildExtension):
             self._fail(name, reason)
         if not wanted:
             return super().run()
-        compiler = self.compiler  # by name, until it is run
-        for extension in wanted:  # one by one, so that none takes another down
+        compiler = self.compiler  # a name, until run() replaces it with an object
+        for extension in wanted:  # one by one, so that one failure does not affect others
             self.extensions, self.compiler = [extension], compiler
             try:
                 super().run()
-            except (Exception, SystemExit) as error:  # a failed compiler ends in either
+            except (Exception, SystemExit) as error:  # a compiler's failure raises either
                 self._fail(extension.name, f"the build failed: {error}")
         self.extensions = wanted
 

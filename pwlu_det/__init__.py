@@ -1,7 +1,7 @@
 """Learned activation functions for detectron2.
 
-Importing this package registers its backbones and data sets with detectron2. Where detectron2 is not
-installed, :mod:`pwlu_det.ops` and :mod:`pwlu_det.activations` work by themselves, and what needs it says so.
+Importing this package registers its backbones and data sets with detectron2. :mod:`pwlu_det.ops` and
+:mod:`pwlu_det.activations` also work without detectron2; all other public names then raise an ImportError.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pwlu_det.errors import CheckpointError, ConfigError, DatasetError, PwluDetE
 
 __version__ = "0.1.0"
 
-# Public names that need detectron2, and where they are.
+# Public names that need detectron2, and their modules.
 _NEED_DETECTRON2 = {
     "Trainer": "engine.trainer",
     "TwoPhaseHook": "engine.phases",
     "add_pwlu_config": "config",
     "build_optimizer": "engine.optimizer",
     "build_phase_hook": "engine.phases",
+    "build_train_loader": "engine.data_stream",
     "check_config": "preflight",
     "convert_activations": "backbone",
 }
@@ -50,4 +51,4 @@ def __getattr__(name: str):
 
 if importlib.util.find_spec("detectron2") is not None:
     import_module("pwlu_det.data")
-    build_activation = import_module("pwlu_det.backbone").build_activation  # of a name, or of a config
+    build_activation = import_module("pwlu_det.backbone").build_activation  # also accepts a config

@@ -1,4 +1,4 @@
-"""``python -m pwlu_det.collect_env``: versions, and which kernels are in use and why."""
+"""``python -m pwlu_det.collect_env`` prints versions, and which kernels are in use and why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pwlu_det.ops import kernels
 
 
 def collect_env() -> str:
-    """A table of what a bug report needs."""
+    """A table of the information that a bug report needs."""
     rows = {
         "pwlu_det": pwlu_det.__version__,
         "python": platform.python_version(),
@@ -21,10 +21,10 @@ def collect_env() -> str:
         "CPU capability of torch": torch.backends.cpu.get_cpu_capability(),
         "CPU threads": torch.get_num_threads(),
         "CPU kernels": kernels.kernels_in_use(),
-        "why": kernels.FALLBACK_REASON or "built, and the best that this processor has or was allowed",
+        "why (CPU)": kernels.FALLBACK_REASON or "built; the best that this processor supports or was allowed",
         "CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
         "CUDA kernels": kernels.cuda_kernels_in_use(),
-        "why of CUDA": kernels.CUDA_FALLBACK_REASON or "built, and loaded",
+        "why (CUDA)": kernels.CUDA_FALLBACK_REASON or "built and loaded",
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())

@@ -1,17 +1,17 @@
-"""The errors that this package raises about what a user has given it. This module imports nothing."""
+"""Errors raised for invalid user input. This module imports nothing."""
 
 
 class PwluDetError(ValueError):
-    """Base class; the message says what is wrong, where, and what is allowed."""
+    """Base class of all errors. The message says what is wrong, where, and what is allowed."""
 
 
 class ConfigError(PwluDetError):
-    """A config that cannot be used for training, evaluation or export; the message names the key."""
+    """A config cannot be used for training, evaluation or export. The message names the key."""
 
 
 class CheckpointError(PwluDetError):
-    """A checkpoint file that cannot be read, written, or used for the model at hand; the message names it."""
+    """A checkpoint file cannot be read, written or used for the model. The message names the file."""
 
 
 class DatasetError(PwluDetError):
-    """A data set that is missing or damaged; the message names the file and the entry in it."""
+    """A data set is missing or damaged. The message names the file and the entry in it."""

@@ -1,4 +1,4 @@
-"""Everything that is checked before a run: the config, and the data and weights that it names."""
+"""All checks before a run: the config, and the data and weights that it refers to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STOCK_BACKBONES = (
 
 
 def check_config(cfg, num_processes: int = 1) -> None:
-    """Check what can be known before anything is built.
+    """Check the keys needed for training, evaluation and export, before anything is built.
 
     Raises:
         ConfigError: a value is not allowed; the message names the key.
@@ -46,7 +46,12 @@ def check_config(cfg, num_processes: int = 1) -> None:
     mask_format = cfg.INPUT.MASK_FORMAT
     _check(mask_format in MASK_FORMATS, "INPUT.MASK_FORMAT", mask_format, f"one of {', '.join(MASK_FORMATS)}")
     for key in ("LR_FACTOR", "WEIGHT_DECAY"):
-        _check(0 <= node[key] < float("inf"), f"MODEL.ACTIVATION.{key}", node[key], "at least 0, and finite")
+        _check(0 <= node[key] < float("inf"), f"MODEL.ACTIVATION.{key}", node[key], "at least 0 and finite")
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if cfg.TEST.AUG.ENABLED and architecture != "GeneralizedRCNN":
+        raise ConfigError(
+            f"TEST.AUG.ENABLED is True; it must be False for MODEL.META_ARCHITECTURE {architecture}"
+        )
     _check_options(cfg)
     if node.NAME == "pwlu":
         _check_phases(node.PWLU)
@@ -54,12 +59,12 @@ def check_config(cfg, num_processes: int = 1) -> None:
 
 
 def check_training(cfg, num_processes: int = 1) -> None:
-    """Check what only training needs.
+    """Check the keys needed for training only.
 
     Raises:
         ConfigError: a value is not allowed; the message names the key.
     """
-    # With REFERENCE_WORLD_SIZE it is the batch of so many processes, and is scaled to those that there are.
+    # If REFERENCE_WORLD_SIZE is set, the batch is for that many processes and is scaled to the actual number.
     batch, num_processes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE or num_processes
     allowed = f"a multiple of the number of processes, {num_processes}"
     _check(batch > 0 and batch % num_processes == 0, "SOLVER.IMS_PER_BATCH", batch, allowed)
@@ -68,7 +73,7 @@ def check_training(cfg, num_processes: int = 1) -> None:
     if cfg.MODEL.ACTIVATION.NAME == "pwlu":
         phase1_iters(cfg)
     if not cfg.MODEL.WEIGHTS:
-        why = "when MODEL.WEIGHTS is empty: frozen layers would keep their random start"
+        why = "when MODEL.WEIGHTS is empty: frozen layers would keep their random initialization"
         freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
         _check(freeze_at == 0, "MODEL.BACKBONE.FREEZE_AT", freeze_at, f"0 {why}")
         norm = cfg.MODEL.RESNETS.NORM
@@ -76,13 +81,13 @@ def check_training(cfg, num_processes: int = 1) -> None:
 
 
 def check_files(cfg, resume: bool, training: bool) -> list[str]:
-    """Check that the data sets and the weights can be used, and that the output folder can be written.
+    """Check that the data sets and the weights can be used, and that the output directory is writable.
 
     Returns:
-        Lines for the log, on what is left out of the data sets.
+        Lines for the log about images and annotations that are left out of the data sets.
 
     Raises:
-        ConfigError: a key does not fit the files or this machine.
+        ConfigError: the value of a key is not valid for the files or this machine.
         CheckpointError: ``MODEL.WEIGHTS`` cannot be read.
         DatasetError: a data set is missing or damaged.
     """
@@ -90,25 +95,25 @@ def check_files(cfg, resume: bool, training: bool) -> list[str]:
     _check(not training or cfg.DATASETS.TRAIN, "DATASETS.TRAIN", cfg.DATASETS.TRAIN, "one data set or more")
     weights = cfg.MODEL.WEIGHTS
     if not (resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
-        _check(training or weights, "MODEL.WEIGHTS", weights, "the file to evaluate, or use --resume")
+        _check(training or weights, "MODEL.WEIGHTS", weights, "the file to evaluate, unless --resume is used")
         _check_weights(weights)
     notes = check_datasets(cfg, training)
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         with tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR):
             pass
-    except (OSError, ValueError) as error:  # the latter for what cannot be a name
+    except (OSError, ValueError) as error:  # ValueError: not a valid file name
         raise ConfigError(f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be written: {error}") from error
     return notes
 
 
 def _check_weights(weights: str) -> None:
-    path, _, options = weights.partition("?")  # as detectron2 has it
+    path, _, options = weights.partition("?")  # detectron2's syntax
     known = options in ("", "matching_heuristics=True")
-    _check(known, "MODEL.WEIGHTS", weights, "a path, which ?matching_heuristics=True may follow")
+    _check(known, "MODEL.WEIGHTS", weights, "a path, optionally followed by ?matching_heuristics=True")
     if path and "://" not in path:
-        _check(os.path.isfile(path), "MODEL.WEIGHTS", weights, "a file that exists")
-        read_checkpoint(path)  # here, to know it before anything is built
+        _check(os.path.isfile(path), "MODEL.WEIGHTS", weights, "an existing file")
+        read_checkpoint(path)  # to fail before anything is built
 
 
 def _check_device(name: str) -> None:
@@ -116,25 +121,25 @@ def _check_device(name: str) -> None:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(
-            f"MODEL.DEVICE is {name!r}; it must be a device that torch knows, as 'cpu'"
+            f"MODEL.DEVICE is {name!r}; it must be a valid torch device, such as 'cpu' or 'cuda'"
         ) from error
     if device.type == "cuda":
         number = torch.cuda.device_count() if torch.cuda.is_available() else 0
         _check(number > 0, "MODEL.DEVICE", name, "'cpu' on this machine: torch finds no GPU")
-        _check((device.index or 0) < number, "MODEL.DEVICE", name, f"one of {number} GPUs: cuda:0 and so on")
+        _check((device.index or 0) < number, "MODEL.DEVICE", name, f"a GPU with an index below {number}")
 
 
 def _check_options(cfg) -> None:
-    """Let the activation's own constructor look at its options."""
+    """Let the activation's constructor check its options."""
     name = cfg.MODEL.ACTIVATION.NAME
     node = f"MODEL.ACTIVATION.{name.upper()}"
     try:
-        with torch.random.fork_rng(devices=[]):  # some parameters start at random
+        with torch.random.fork_rng(devices=[]):  # some parameters are initialized randomly
             build_activation(name, num_channels=2, **activation_options(cfg))
     except OptionError as error:
         key = f"{node}.{error.option.upper()}"
         raise ConfigError(f"{key} is {error.value!r}; it must be {error.allowed}") from error
-    except ValueError as error:  # of an activation that a user has registered
+    except ValueError as error:  # from a user-registered activation
         raise ConfigError(f"{node}: {error}") from error
 
 
@@ -144,7 +149,7 @@ def _check_phases(node) -> None:
         node.NUM_INTERVALS % 2 == 0 or (node.REALIGN and node.PHASE1_ITERS != 0),
         prefix + "NUM_INTERVALS",
         node.NUM_INTERVALS,
-        "even where it learns from the start (REALIGN False or PHASE1_ITERS 0): else it cannot start as ReLU",
+        "an even number without phase I (REALIGN False or PHASE1_ITERS 0): PWLU could not start as ReLU",
     )
     _check(node.PHASE1_ITERS >= -1, prefix + "PHASE1_ITERS", node.PHASE1_ITERS, "at least 0, or -1 (unset)")
     _check(node.PHASE1_EPOCHS >= 0, prefix + "PHASE1_EPOCHS", node.PHASE1_EPOCHS, "at least 0")
@@ -154,18 +159,21 @@ def _check_norms(cfg, num_processes: int) -> None:
     node, norm = cfg.MODEL.ACTIVATION, cfg.MODEL.RESNETS.NORM
     if norm == "GN" and node.NAME == "meta_acon" and node.META_ACON.MODE == "channel":
         raise ConfigError(
-            f"MODEL.RESNETS.NORM is {norm!r}; it must be BN, SyncBN or FrozenBN where "
-            "MODEL.ACTIVATION.META_ACON.MODE is channel: GN's 32 groups do not fit its few channels"
+            f"MODEL.RESNETS.NORM is {norm!r}; it must be BN, SyncBN or FrozenBN if "
+            "MODEL.ACTIVATION.META_ACON.MODE is channel: its hidden layer can have fewer channels than GN's "
+            "32 groups"
         )
     if num_processes == 1 or not on_cpu(cfg):
         return
     for part in ("RESNETS", "FPN", "RETINANET", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
         norm = cfg.MODEL[part].NORM
-        _check(norm != "SyncBN", f"MODEL.{part}.NORM", norm, "BN or GN: torch's SyncBN works on GPUs only")
+        _check(norm != "SyncBN", f"MODEL.{part}.NORM", norm, "BN or GN: torch's SyncBN only supports GPUs")
 
 
 def _check_subset(key: str, chosen: list[str], allowed: tuple[str, ...]) -> None:
-    _check(all(name in allowed for name in chosen), key, chosen, f"out of {', '.join(allowed)}, or empty")
+    _check(
+        all(name in allowed for name in chosen), key, chosen, f"a subset of {', '.join(allowed)}, or empty"
+    )
 
 
 def _check(fits: bool, key: str, value, allowed: str) -> None:

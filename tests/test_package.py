@@ -1,9 +1,9 @@
-"""What works without detectron2, and what it says where it does not."""
+"""Without detectron2, ops and activations work, and everything else raises a clear error."""
 
 import subprocess
 import sys
 
-WITHOUT = """
+WITHOUT_DETECTRON2 = """
 import importlib.util
 import sys
 
@@ -19,11 +19,11 @@ importlib.util.find_spec = lambda name, *a: None if name == "detectron2" else fi
 
 
 def run(code):
-    done = subprocess.run([sys.executable, "-c", WITHOUT + code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", WITHOUT_DETECTRON2 + code], capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
-def test_ops_and_activations_need_torch_alone():
+def test_ops_and_activations_need_only_torch():
     code, output = run(
         """
 import torch
@@ -38,7 +38,7 @@ assert torch.equal(pwlu(x, *activation.parameters()), activation(x))
     assert code == 0, output
 
 
-def test_what_needs_detectron2_says_so():
+def test_names_that_need_detectron2_raise_a_clear_error():
     code, output = run("import pwlu_det\npwlu_det.Trainer")
     assert code == 1
     assert (
@@ -49,7 +49,7 @@ def test_what_needs_detectron2_says_so():
     assert code == 1 and "has no attribute 'nonsense'" in output
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists():
     import pwlu_det
 
     for name in pwlu_det.__all__:

@@ -1,4 +1,4 @@
-"""The README's code and commands are the ones that work."""
+"""The code and commands in the README work."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 CONFIG = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
-OWN_ACTIVATION, SCRIPT, OWN_TRAINER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CUSTOM_ACTIVATION, SCRIPT, CUSTOM_MAPPER, CUSTOM_TRAINER = re.findall(
+    r"```python\n(.*?)```", README, re.DOTALL
+)
 SHORT = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.WARMUP_ITERS", 0, "DATASETS.TEST", "()")
 
 
@@ -20,9 +22,12 @@ def run_script(run_tool, folder, text, config, *overrides):
     return output, [torch.load(folder / f"model_{i:07d}.pth", weights_only=True) for i in range(4)]
 
 
-@pytest.mark.parametrize("trainer", ["pwlu_det.Trainer", "MyTrainer"])
-def test_a_script_gets_both_phases(run_tool, tmp_path, trainer):
-    script = SCRIPT.replace("import pwlu_det\n", OWN_TRAINER).replace("pwlu_det.Trainer", trainer)
+@pytest.mark.parametrize("trainer", ["pwlu_det.Trainer", "custom mapper", "custom trainer"])
+def test_script_trains_in_both_phases(run_tool, tmp_path, trainer):
+    custom = {"custom mapper": CUSTOM_MAPPER, "custom trainer": CUSTOM_TRAINER}.get(trainer, "")
+    script = SCRIPT.replace("import pwlu_det\n", f"import pwlu_det\n{custom}")
+    if custom:
+        script = script.replace("pwlu_det.Trainer(cfg)", "MyTrainer(cfg)")
     overrides = ("MODEL.ACTIVATION.PWLU.PHASE1_ITERS", 2, "MODEL.ACTIVATION.LR_FACTOR", 2.0)
     output, checkpoints = run_script(run_tool, tmp_path, script, CONFIG, *overrides)
     assert "realigned 18 sites at iteration 2" in output
@@ -37,21 +42,21 @@ def test_a_script_gets_both_phases(run_tool, tmp_path, trainer):
         (0.02, 0),
     ]
     exact = "ExactResume" in checkpoints[-1]["trainer"]["hooks"]
-    assert exact == ("CPU kernels" in output) == (trainer == "pwlu_det.Trainer")
+    assert exact == ("CPU kernels" in output) == (trainer != "custom trainer")
 
 
-def test_an_activation_of_one_s_own_is_trained(run_tool, tmp_path):
-    (tmp_path / "my_activations.py").write_text(OWN_ACTIVATION)
+def test_custom_activation_is_trained(run_tool, tmp_path):
+    (tmp_path / "my_activations.py").write_text(CUSTOM_ACTIVATION)
     (config,) = (text for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "BOUNDED" in text)
     (tmp_path / "own.yaml").write_text(f"_BASE_: {CONFIG}\n{config}")
     script = SCRIPT.replace("import pwlu_det\n", "import my_activations\nimport pwlu_det\n")
-    overrides = ("MODEL.BACKBONE.NAME", "build_act_retinanet_resnet_fpn_backbone")  # the quickstart's
+    overrides = ("MODEL.BACKBONE.NAME", "build_act_retinanet_resnet_fpn_backbone")  # as in the quickstart
     _, checkpoints = run_script(run_tool, tmp_path, script, tmp_path / "own.yaml", *overrides)
     bound = checkpoints[-1]["model"]["backbone.bottom_up.res3.0.act1.bound"]
     assert (bound != -0.5).any() and (bound - -0.5).abs().max() < 0.5
 
 
-def test_every_file_and_make_target_that_is_named_is_there():
+def test_every_file_and_make_target_in_the_readme_exists():
     for name in re.findall(r"(?:configs|tools|docs|pwlu_det)/[\w./-]+\.\w+", README):
         assert (ROOT / name).exists(), name
     makefile = (ROOT / "Makefile").read_text()

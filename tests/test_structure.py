@@ -1,4 +1,4 @@
-"""The structure that CONTRIBUTING.md promises: who may import whom, and how large a file may be."""
+"""The structure described in CONTRIBUTING.md: which modules may import which, and file sizes."""
 
 import ast
 import re
@@ -14,15 +14,15 @@ FILES = {
     for path in PACKAGE.rglob("*.py")
 }
 NEED_DETECTRON2 = ("backbone", "engine", "checkpoint", "data")
-# Imported where they are used, since most of the package does without them.
+# Imported inside functions, since most of the package works without them.
 OPTIONAL = {"detectron2", "matplotlib", "sklearn", "resource"}
 NEED_OPTIONAL = {"pwlu_det.benchmark.models", "pwlu_det.benchmark.networks"}
-# Each may import itself and those before it.
+# Each layer may import itself and the layers before it.
 LAYERS = ("errors", "ops", "activations", "config", "checkpoint", "data", "backbone", "preflight", "engine")
 
 
 def imports(path: Path):
-    """Module name and whether the import stands inside of a function, for each import of a file."""
+    """For each import in a file, the module name and whether the import is inside a function."""
     tree = ast.parse(path.read_text())
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     for node in ast.walk(tree):
@@ -42,11 +42,11 @@ def layer_of(name: str) -> str:
     return [*name.split("."), ""][1]
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_no_circular_imports():
     def visit(name, path):
-        assert name not in path, f"import circle: {' -> '.join([*path, name])}"
+        assert name not in path, f"circular import: {' -> '.join([*path, name])}"
         for module in own_imports(name) if name not in done else ():
-            if module != "pwlu_det":  # for its version, which stands before all imports of that kind matter
+            if module != "pwlu_det":  # imported only for __version__
                 visit(module, [*path, name])
         done.add(name)
 
@@ -56,7 +56,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_imports_inside_of_functions_are_of_optional_packages(name):
+def test_only_optional_packages_are_imported_inside_functions(name):
     for module, inside in imports(FILES[name]):
         top = module.split(".")[0]
         if inside:
@@ -68,13 +68,13 @@ def test_imports_inside_of_functions_are_of_optional_packages(name):
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if layer_of(name) in LAYERS])
-def test_nothing_imports_what_is_above_it(name):
+def test_no_module_imports_a_higher_layer(name):
     allowed = LAYERS[: LAYERS.index(layer_of(name)) + 1]
     for module in own_imports(name) - {"pwlu_det"}:
         assert layer_of(module) in (*allowed, "collect_env"), f"{name} imports {module}"
 
 
-def test_sizes():
+def test_file_sizes():
     for pattern in ("pwlu_det/**/*.py", "pwlu_det/csrc/**/*.*", "tools/*.py", "tests/**/*.py"):
         for path in ROOT.glob(pattern):
             lines = len(path.read_text().splitlines())
@@ -82,7 +82,7 @@ def test_sizes():
     assert len(list(PACKAGE.glob("*.py"))) <= 6
 
 
-def test_the_map_of_the_code_names_files_that_exist():
+def test_files_in_the_code_map_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("|")][2:]
     assert len(rows) > 20

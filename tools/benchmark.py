@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time activations, alone ("op") or in models ("model"); prints Markdown tables."""
+"""Benchmark activations, alone ("op") or in models ("model"), and print Markdown tables."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SITES = {
 }
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-# glibc then takes no memory by mmap and gives none back, so that freed blocks are used again.
+# With these, glibc reuses freed blocks: it allocates none by mmap and returns none to the system.
 WARM_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-# torch's profiler, which measures memory, then does not say for each row that it starts and ends.
+# Otherwise torch's profiler, which measures memory, logs its start and stop for every row.
 QUIET = {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
@@ -33,13 +33,13 @@ def main() -> None:
     parser = build_parser()
     args = parser.parse_args()
     if args.output and not args.output.parent.is_dir():
-        parser.error(f"--output: there is no folder {args.output.parent}")
+        parser.error(f"--output: folder {args.output.parent} does not exist")
     warm = args.memory == "warm" and args.device == "cpu"
     if warm and platform.libc_ver()[0] != "glibc":
-        parser.error("--memory warm needs glibc, which this system does not have; fresh is allowed")
+        parser.error("--memory warm requires glibc, which this system does not have; use fresh")
     restart_with({**QUIET, **(WARM_MEMORY if warm else {})})
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device is cuda, and torch finds no GPU on this machine; cpu is allowed")
+        parser.error("--device is cuda, but torch finds no GPU on this machine; use cpu")
     if args.threads:
         torch.set_num_threads(args.threads)
     tables = op_tables(args) if args.command == "op" else model_tables(args)
@@ -49,7 +49,7 @@ def main() -> None:
         for text in tables:
             print(text, flush=True)
             texts.append(text)
-    except ValueError as error:  # an argument that only the registry or a config can check
+    except ValueError as error:  # an argument that is checked only by the registry or a config
         parser.error(str(error))
     if args.output:
         try:
@@ -63,23 +63,25 @@ def build_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     common.add_argument(
-        "--threads", type=positive_int, metavar="N", help="of torch (default: its own choice)"
+        "--threads", type=positive_int, metavar="N", help="torch's CPU threads (default: torch's choice)"
     )
     common.add_argument(
         "--memory",
         choices=("warm", "fresh"),
         default="warm",
-        help="CPU: let freed memory be used again, so that page faults are not timed, or leave the "
-        "allocator as it is (default: warm)",
+        help="CPU memory: reuse freed memory, so that page faults are not timed (warm), or leave the "
+        "allocator as it is (fresh) (default: warm)",
     )
     common.add_argument(
         "--seconds",
         type=seconds,
         default=1.0,
-        help="of warm-up, and of timing, for each row and run (default: 1)",
+        help="time limit for warming up, and again for measuring, per row and run (default: 1)",
     )
-    common.add_argument("--rounds", type=rounds, default=500, help="the most rounds, from 2 (default: 500)")
-    common.add_argument("--output", type=Path, metavar="FILE", help="a file to write the tables to as well")
+    common.add_argument(
+        "--rounds", type=rounds, default=500, help="maximum number of rounds, at least 2 (default: 500)"
+    )
+    common.add_argument("--output", type=Path, metavar="FILE", help="also write the tables to this file")
 
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -88,40 +90,43 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[common],
         help="activations on one tensor",
         description="Forward (as in inference), forward + backward, and backward of every activation on one "
-        "tensor; beside them PWLU without its kernels, and installed packages by others.",
+        "tensor, and for comparison PWLU without its kernels and third-party packages, if installed.",
     )
     op.add_argument(
         "--shapes",
         type=shapes,
         default="demo",
         metavar="coco|demo|B,C,H,W",
-        help="all sites of R-50-FPN for 2 images of 800 x 1344, of the quickstart's R-18-FPN for 4 of 96 x 96"
-        " (default), or one shape",
+        help="the sites of R-50-FPN for 2 images of 800 x 1344 (coco), those of the quickstart's R-18-FPN "
+        "for 4 images of 96 x 96 (demo, the default), or one shape",
     )
     op.add_argument("--layout", choices=LAYOUTS, default="contiguous", help="(default: contiguous)")
     op.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
     op.add_argument(
-        "--num-intervals", type=positive_int, default=16, metavar="N", help="of PWLU (default: 16)"
+        "--num-intervals", type=positive_int, default=16, metavar="N", help="intervals of PWLU (default: 16)"
     )
     op.add_argument("--contenders", nargs="+", default=(), metavar="NAME", help="only these rows")
     op.add_argument(
-        "--baseline", default="torch.relu", metavar="NAME", help="what ratios are to (default: torch.relu)"
+        "--baseline",
+        default="torch.relu",
+        metavar="NAME",
+        help="row to which ratios are computed (default: torch.relu)",
     )
 
     model = commands.add_parser(
         "model",
         parents=[common],
         help="models",
-        description="The training step (forward, losses, backward, optimiser) and the inference of models by "
-        "activation, with random weights and synthetic images. --network has those of the paper's Table 4.",
+        description="The training step (forward, losses, backward, optimizer) and inference of models, by "
+        "activation, with random weights and synthetic images. --network takes those of the paper's Table 4.",
     )
-    model.add_argument("--config-file", nargs="+", default=[], metavar="FILE", help="detectors")
+    model.add_argument("--config-file", nargs="+", default=[], metavar="FILE", help="configs of detectors")
     model.add_argument(
-        "--network", nargs="+", default=[], metavar="NAME", help="resnet18, mobilenet_v3_small"
+        "--network", nargs="+", default=[], metavar="NAME", help="classifiers: resnet18, mobilenet_v3_small"
     )
     model.add_argument("--activations", nargs="+", default=["pwlu"], metavar="NAME", help="(default: pwlu)")
     model.add_argument(
-        "--batch", type=positive_int, help="images (default: 2 for a detector, 64 for a classifier)"
+        "--batch", type=positive_int, help="number of images (default: 2 for a detector, 64 for a classifier)"
     )
     model.add_argument(
         "--image-size",
@@ -137,21 +142,21 @@ def build_parser() -> argparse.ArgumentParser:
 def positive_int(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
 
 
 def seconds(text: str) -> float:
     number = float(text)
     if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and finite")
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
     return number
 
 
 def rounds(text: str) -> int:
     number = int(text)
     if number < 2:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 2, which quartiles need")
+        raise argparse.ArgumentTypeError(f"{text} is too few: quartiles need at least 2")
     return number
 
 
@@ -161,13 +166,13 @@ def shapes(text: str) -> Sites | tuple[int, ...]:
     sizes = text.split(",")
     if len(sizes) != 4 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither {' nor '.join(SITES)} nor four sizes as in 2,256,100,168"
+            f"{text!r} is neither {' nor '.join(SITES)} nor four sizes such as 2,256,100,168"
         )
     return tuple(map(int, sizes))
 
 
 def restart_with(variables: dict[str, str]) -> None:
-    """Start this process anew where these are not in its environment: they are read once, at its start."""
+    """Restart this process unless these variables are set: they are read only when it starts."""
     if any(os.environ.get(name) != value for name, value in variables.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **variables})
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train the quickstart RetinaNet with PWLU, evaluate it and export its backbone; prints what to try next."""
+"""Train the quickstart RetinaNet with PWLU, evaluate it, export its backbone, and print what to try next."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CONFIG = TOOLS.parent / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", default="output/demo", help="folder for what is made")
+    parser.add_argument("--output", default="output/demo", help="output folder")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
     args = parser.parse_args()
     output = Path(args.output)
     model, backbone = output / "model_final.pth", output / "backbone.pth"
 
-    # Quoted: what stands unquoted for a number, or for None, is one.
+    # Quoted, or detectron2 would read a folder called "1" or "None" as a number or None.
     run("train_net.py", "--config-file", CONFIG, "OUTPUT_DIR", repr(str(output)), *args.opts)
     run("export_backbone.py", "--config-file", CONFIG, "--weights", model, "--output", backbone)
 
@@ -47,12 +47,12 @@ Try next:
 
 def run(tool: str, *arguments) -> None:
     done = subprocess.run([sys.executable, str(TOOLS / tool), *map(str, arguments)])
-    if done.returncode:  # it has said why
+    if done.returncode:  # the tool has printed why
         sys.exit(done.returncode)
 
 
 def last_ap50(metrics: Path) -> float:
-    """The newest box AP50, in percent, of a run's metrics file."""
+    """The last box AP50 in a run's metrics file, in percent."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     return [line["bbox/AP50"] for line in lines if "bbox/AP50" in line][-1]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the backbone of a trained detector to a file that another detector takes as MODEL.WEIGHTS."""
+"""Export the backbone of a trained detector to a file for the MODEL.WEIGHTS of other detectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--bottom-up",
         action="store_true",
-        help="write the ResNet alone, without the FPN: for detectors with another FPN, or with none",
+        help="export only the ResNet, without the FPN: for detectors with another FPN or without one",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
     args = parser.parse_args()

@@ -1,18 +1,19 @@
 #!/usr/bin/env python
-"""Train or evaluate a detectron2 config; takes what detectron2's own train_net.py takes."""
+"""Train or evaluate a model, with the same arguments as detectron2's train_net.py."""
 
 from __future__ import annotations
 
 import logging
 import sys
 
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from pwlu_det.checkpoint.checkpointer import Checkpointer, find_resumable
 from pwlu_det.config import load_config, on_cpu
+from pwlu_det.engine.launch import launch, num_processes
 from pwlu_det.engine.process_watch import share_cores, watch_processes
 from pwlu_det.engine.resume import settle_seed
 from pwlu_det.engine.trainer import Trainer
@@ -20,12 +21,12 @@ from pwlu_det.errors import PwluDetError
 from pwlu_det.preflight import check_config, check_files, check_training
 
 logger = logging.getLogger("detectron2.train_net")
-WRONG_USE, FAILED = 2, 1  # exit status, as argparse and Python have it
+WRONG_USE, FAILED = 2, 1  # exit status, as in argparse and Python
 
 
 def main(args, cfg, notes):
     if on_cpu(cfg):
-        share_cores(args.num_gpus)
+        share_cores(comm.get_local_size())
     try:
         with watch_processes():
             return evaluate(args, cfg, notes) if args.eval_only else train(args, cfg, notes)
@@ -33,7 +34,7 @@ def main(args, cfg, notes):
         if comm.is_main_process():
             print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(WRONG_USE)
-    except OSError as error:  # a full disk; where it was in the training, detectron2 has logged
+    except OSError as error:  # such as a full disk; detectron2 has logged the iteration
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(FAILED)
 
@@ -58,6 +59,8 @@ def evaluate(args, cfg, notes):
     model = Trainer.build_model(cfg)
     Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_tta(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
@@ -66,26 +69,19 @@ def evaluate(args, cfg, notes):
 def invoke_main() -> None:
     parser = default_argument_parser()
     args = parser.parse_args()
-    num_processes = args.num_gpus * args.num_machines
     try:
+        number = num_processes(args)
         cfg = load_config(args.config_file, args.opts)
         cfg.freeze()
-        check_config(cfg, num_processes)
+        check_config(cfg, number)
         if not args.eval_only:
-            check_training(cfg, num_processes)
+            check_training(cfg, number)
         notes = check_files(cfg, resume=args.resume, training=not args.eval_only)
     except PwluDetError as error:
         parser.error(str(error))
     try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args, cfg, notes),
-        )
-    except ProcessExitedException as error:  # it has said why
+        launch(main, args, (args, cfg, notes))
+    except ProcessExitedException as error:  # the process has printed why
         sys.exit(error.exit_code or 1)
 
 

@@ -1,4 +1,4 @@
-"""Activation modules, one file per family, and their registry. They need torch alone."""
+"""Activation modules, one file per family, and their registry. They depend only on torch."""
 
 from pwlu_det.activations.acon import AconA, AconB, AconC, MetaAcon, Swish
 from pwlu_det.activations.apl import APL

@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from pwlu_det import ops
 from pwlu_det.activations.registry import check_option, register_activation
+from pwlu_det.ops.library import compute_dtype
 
 MODES = ("channel", "layer", "pixel")
-MAX_REDUCTION = 1024  # it is also the least number of hidden channels
+MAX_REDUCTION = 1024  # the reduction is also the minimum number of hidden channels
 
 
 @register_activation("swish")
 class Swish(nn.Module):
-    """x * sigmoid(x), or with ``trainable_beta`` x * sigmoid(beta * x) (Ramachandran et al. 2017).
+    """x * sigmoid(x), or x * sigmoid(beta * x) with ``trainable_beta`` (Ramachandran et al. 2017).
 
     Attributes:
-        beta: ``[C]``, 1 at the start; without ``trainable_beta`` a constant, which no state dict has.
+        beta: ``[C]``, initialized to 1. Without ``trainable_beta``, a constant that is not in the state dict.
     """
 
     def __init__(self, num_channels: int, trainable_beta: bool = False):
@@ -40,7 +41,7 @@ class AconA(Swish):
     """x * sigmoid(beta * x) (Table 1): Swish with a trainable beta.
 
     Attributes:
-        beta: ``[C]``, 1 at the start.
+        beta: ``[C]``, initialized to 1.
     """
 
     def __init__(self, num_channels: int):
@@ -52,7 +53,8 @@ class AconB(nn.Module):
     """(1-p)x * sigmoid(beta (1-p)x) + px (equation 3).
 
     Attributes:
-        p, beta: ``[C]``, 0.25 (as in PReLU, which it smooths) and 1 at the start.
+        p: ``[C]``, initialized to 0.25, as in PReLU, of which ACON-B is a smooth version.
+        beta: ``[C]``, initialized to 1.
     """
 
     def __init__(self, num_channels: int):
@@ -70,8 +72,8 @@ class AconC(nn.Module):
     """(p1-p2)x * sigmoid(beta (p1-p2)x) + p2 x (equation 4).
 
     Attributes:
-        p1, p2: ``[C]``, from a standard normal distribution at the start, as in the authors' code.
-        beta: ``[C]``, 1 at the start.
+        p1, p2: ``[C]``, initialized from a standard normal distribution, as in the authors' code.
+        beta: ``[C]``, initialized to 1.
     """
 
     def __init__(self, num_channels: int):
@@ -87,26 +89,26 @@ class AconC(nn.Module):
 
 @register_activation("meta_acon")
 class MetaAcon(nn.Module):
-    """ACON-C whose beta is computed from its input (section 3.1, Table 5), in one of three modes:
+    """ACON-C with a beta computed from the input (section 3.1, Table 5), in one of three modes:
 
-    - channel: sigmoid(BN(fc2(BN(fc1(GAP(x)))))), a beta for each sample and channel; the norms, and the bias
-      of the 1x1 convolutions, are in the authors' code;
-    - layer: sigmoid(sum over channels of GAP(x)), a beta for each sample;
-    - pixel: sigmoid(x), a beta for each element.
+    - channel: sigmoid(BN(fc2(BN(fc1(GAP(x)))))), one beta per sample and channel. The norms and the biases of
+      the 1x1 convolutions follow the authors' code;
+    - layer: sigmoid(sum over channels of GAP(x)), one beta per sample;
+    - pixel: sigmoid(x), one beta per element.
 
     Args:
         num_channels: C of the ``[B, C, *]`` input.
-        mode: channel, layer or pixel.
-        reduction: r; between fc1 and fc2 there are max(r, C // r) channels.
-        norm: makes the norm of a number of channels. A batch norm takes its statistics over the batch alone,
-            since after global average pooling there is one value for each sample and channel.
+        mode: "channel", "layer" or "pixel".
+        reduction: r; there are max(r, C // r) channels between fc1 and fc2.
+        norm: a function that takes the number of channels and returns a norm. The statistics of a batch norm
+            are over the batch only: global average pooling leaves one value per sample and channel.
 
     Attributes:
-        p1, p2: ``[C]``, from a standard normal distribution at the start.
-        fc1, bn1, fc2, bn2: of mode channel.
+        p1, p2: ``[C]``, initialized from a standard normal distribution.
+        fc1, bn1, fc2, bn2: the layers that compute beta, in mode "channel" only.
 
     Raises:
-        OptionError: an option is out of its range.
+        OptionError: an option is out of range.
     """
 
     def __init__(
@@ -137,26 +139,24 @@ class MetaAcon(nn.Module):
         """``[B, C, *]`` to the same shape, dtype and layout.
 
         Raises:
-            ValueError: in mode channel, training and with batch norm, a batch of one.
+            ValueError: the batch has one sample, in mode "channel" with batch norm in training.
         """
         if self.mode == "pixel":
             return ops.meta_acon_pixel(x, self.p1, self.p2)
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # a few numbers for each sample, as exact as may be
-            beta = self._switch(x)
-        # Samples are independent, so they are taken for further channels of a single one.
+        with torch.autocast(x.device.type, enabled=False):  # cheap, so computed in full precision
+            beta = self._beta(x)
+        # Samples are independent, so they can be treated as additional channels of a single sample.
         num_samples = x.shape[0]
         as_one = x.reshape(1, num_samples * x.shape[1], *x.shape[2:])
         y = ops.acon_c(as_one, self.p1.repeat(num_samples), self.p2.repeat(num_samples), beta.flatten())
         y = y.reshape(x.shape)
-        # In channels_last the first reshape had to copy.
+        # In channels_last, the first reshape had to copy.
         return y if y.stride() == x.stride() else torch.empty_like(x).copy_(y)
 
-    def _switch(self, x: Tensor) -> Tensor:
+    def _beta(self, x: Tensor) -> Tensor:
         """beta, ``[B, C]``, in float32 or wider."""
         dims = list(range(2, x.dim()))
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = compute_dtype(x.dtype)
         pooled = x.mean(dims, dtype=dtype) if dims else x.to(dtype)
         if self.mode == "layer":
             return pooled.sum(1, keepdim=True).sigmoid().expand_as(pooled)
@@ -171,8 +171,8 @@ class MetaAcon(nn.Module):
         )
         if isinstance(self.bn1, nn.modules.batchnorm._BatchNorm) and not over_processes:
             raise ValueError(
-                "Meta-ACON: the batch has one sample, and global average pooling leaves one value for each "
-                "of its channels: too few for the statistics of a batch norm in training. Allowed are two "
-                "images or more on each GPU, SyncBN or FrozenBN (MODEL.RESNETS.NORM), and the modes layer "
-                "and pixel (MODEL.ACTIVATION.META_ACON.MODE)"
+                "Meta-ACON: the batch has one sample, and global average pooling leaves one value per "
+                "channel: too few for the statistics of batch norm in training. Use two images or more per "
+                "GPU, SyncBN or FrozenBN (MODEL.RESNETS.NORM), or mode layer or pixel "
+                "(MODEL.ACTIVATION.META_ACON.MODE)"
             )

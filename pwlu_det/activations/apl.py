@@ -1,4 +1,4 @@
-"""Adaptive piecewise linear units of Agostinelli et al. 2015."""
+"""The adaptive piecewise linear unit of Agostinelli et al. 2015."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pwlu_det import ops
 from pwlu_det.activations.registry import check_option, register_activation
 
 MAX_HINGES = 32
-"""The kernels hold 64 parameters of a channel."""
+"""The kernels support at most 64 parameters per channel, and each hinge has two."""
 
 
 @register_activation("apl")
 class APL(nn.Module):
     """max(0, x) + sum over s = 1 ... S of a_s * max(0, b_s - x).
 
-    The authors' layer has slopes and offsets of its own for each neuron, ``[S, C, H, W]``; here all positions
-    of a channel share them, as a detector's images differ in size.
+    The authors learn slopes and offsets per neuron, ``[S, C, H, W]``. Here all positions of a channel share
+    them, because a detector's images differ in size.
 
     Args:
         num_channels: C of the ``[B, C, *]`` input.
-        num_hinges: S. The authors' default is 5; Zhou et al. 2021 find that unstable, and take 3.
+        num_hinges: S. The authors' default is 5; Zhou et al. 2021 find that unstable and use 3.
 
     Attributes:
-        slopes: a, ``[S, C]``, from U(-0.5/S, 0.5/S) at the start.
-        offsets: b, ``[S, C]``, from a normal distribution of mean 0 and standard deviation 0.5.
+        slopes: a, ``[S, C]``, initialized from U(-0.5/S, 0.5/S).
+        offsets: b, ``[S, C]``, initialized from a normal distribution with mean 0 and standard deviation 0.5.
 
     Raises:
-        OptionError: ``num_hinges`` is out of its range.
+        OptionError: ``num_hinges`` is out of range.
     """
 
     def __init__(self, num_channels: int, num_hinges: int = 3):

@@ -17,21 +17,21 @@ from pwlu_det.activations.registry import register_activation
 
 @register_activation("frelu")
 class FReLU(nn.Module):
-    """max(x, BN(DepthwiseConv3x3(x))): padding 1, stride 1, a convolution with bias.
+    """max(x, BN(DepthwiseConv3x3(x))); the convolution has padding 1, stride 1 and a bias.
 
-    With fixed statistics (in evaluation, or FrozenBN) the norm is folded into the convolution at each call.
-    In training with ``nn.BatchNorm2d`` or ``nn.SyncBatchNorm`` two tensors of the input's size are kept for
-    the backward; the latter pools over its process group, also on a CPU, which torch's own refuses. Any other
-    norm, GN among them, is called as it is, which keeps one more.
+    With fixed statistics (in evaluation, or FrozenBN), the norm is folded into the convolution at each call.
+    In training with ``nn.BatchNorm2d`` or ``nn.SyncBatchNorm``, two tensors of the input's size are saved for
+    backward. ``nn.SyncBatchNorm`` pools its statistics over its process group, and works on CPUs too, unlike
+    its own forward. Any other norm, such as GN, is called as a module, and one more tensor is saved.
 
     Args:
         num_channels: C of the ``[B, C, H, W]`` input.
-        norm: makes the norm of a number of channels.
+        norm: a function that takes the number of channels and returns a norm.
 
     Attributes:
-        conv: its weights are normal with standard deviation sqrt(2/9) at the start (fan out), its bias is
-            uniform in [-1/3, 1/3].
-        norm: weight 1 and bias 0 at the start.
+        conv: its weights are initialized from a normal distribution with standard deviation sqrt(2/9) (fan
+            out), and its bias from a uniform distribution in [-1/3, 1/3].
+        norm: initialized with weight 1 and bias 0.
     """
 
     def __init__(self, num_channels: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d):
@@ -53,12 +53,11 @@ class FReLU(nn.Module):
         return torch.maximum(x, normed.to(x.dtype))
 
     def _folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that does the norm's work, too."""
+        """Weight and bias of the convolution with the norm folded in."""
         norm = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return self.conv.weight * scale.view(-1, 1, 1, 1), (
-            self.conv.bias - norm.running_mean
-        ) * scale + norm.bias
+        bias = (self.conv.bias - norm.running_mean) * scale + norm.bias
+        return self.conv.weight * scale.view(-1, 1, 1, 1), bias
 
     def _train(self, x: Tensor) -> Tensor:
         norm, group = self.norm, _sync_group(self.norm)
@@ -75,16 +74,16 @@ class FReLU(nn.Module):
 
 @torch.no_grad()
 def _track(norm: _BatchNorm, mean: Tensor, var: Tensor, count: Tensor) -> None:
-    """Update the running statistics. Nothing in here waits for a GPU."""
+    """Update the running statistics, without synchronizing with the GPU."""
     norm.num_batches_tracked += 1
     momentum = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-    unbiased = var * (count / (count - 1).clamp(min=1))  # as torch does it; what normalises is biased
+    unbiased = var * (count / (count - 1).clamp(min=1))  # as in torch, which normalizes with the biased one
     for running, value in (norm.running_mean, mean), (norm.running_var, unbiased):
         running.mul_(1 - momentum).add_(value * momentum)
 
 
 def _sync_group(norm: nn.Module) -> dist.ProcessGroup | None:
-    """The processes that the norm pools its statistics over; None where there is but this one."""
+    """The process group over which the norm pools its statistics, or None if there is only one process."""
     if not (isinstance(norm, nn.SyncBatchNorm) and norm.training):
         return None
     if not (dist.is_available() and dist.is_initialized()):
@@ -94,18 +93,18 @@ def _sync_group(norm: nn.Module) -> dist.ProcessGroup | None:
 
 
 def _takes_batch_statistics(norm: nn.Module) -> bool:
-    """Whether the norm is a batch norm of the batch, and does nothing else."""
-    # A hook on the norm (detectron2's PreciseBN sets one) wants the norm to be called.
+    """Whether the norm is a plain batch norm, so that the fused op can replace it in training."""
+    # A hook on the norm (detectron2's PreciseBN adds one) requires the norm to be called.
     hooks = norm._forward_pre_hooks or norm._forward_hooks
-    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and _has_line(norm) and not hooks
+    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and _is_affine(norm) and not hooks
 
 
 def _has_fixed_statistics(norm: nn.Module) -> bool:
-    """Whether the norm is a fixed line for each channel: detectron2's FrozenBN, or batch norm in eval."""
+    """Whether the norm is a fixed affine map per channel: detectron2's FrozenBN, or batch norm in eval."""
     if isinstance(norm, _BatchNorm):
-        return not norm.training and norm.track_running_stats and _has_line(norm)
+        return not norm.training and norm.track_running_stats and _is_affine(norm)
     return any(base.__name__ == "FrozenBatchNorm2d" for base in type(norm).__mro__)
 
 
-def _has_line(norm: _BatchNorm) -> bool:
+def _is_affine(norm: _BatchNorm) -> bool:
     return norm.weight is not None and norm.bias is not None

@@ -1,4 +1,4 @@
-"""Padé activation units of Molina et al. 2020, safe, of orders 5 and 4."""
+"""The safe Padé activation unit of Molina et al. 2020, of orders 5 and 4."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STARTS: dict[str, tuple[list[float], list[float]]] = {
         [1.19160814, 4.40811795, 0.91111034, 0.34885983],
     ),
 }
-"""a_0 ... a_5 and b_1 ... b_4 of the paper's Table 6: least-squares fits on [-3, 3], within 0.03 there."""
+"""a_0 ... a_5 and b_1 ... b_4 from Table 6 of the paper: least-squares fits on [-3, 3], accurate to 0.03."""
 
 
 @register_activation("pau")
@@ -27,15 +27,16 @@ class PAU(nn.Module):
 
     Args:
         num_channels: C of the ``[B, C, *]`` input.
-        channel_wise: one function for each channel (ours); else one for the layer, as the authors have it.
-        start: what it approximates at first: "leaky_relu" (of slope 0.01, the authors') or "relu".
+        channel_wise: learn one function per channel (our addition) instead of one per layer (the authors').
+        start: the function approximated at initialization: "leaky_relu" (with slope 0.01, the authors') or
+            "relu".
 
     Attributes:
-        numerator: a, ``[1, 6]``, channel-wise ``[C, 6]``.
-        denominator: b, ``[1, 4]``, channel-wise ``[C, 4]``. Only its magnitude counts.
+        numerator: a, ``[1, 6]``, or ``[C, 6]`` if channel-wise.
+        denominator: b, ``[1, 4]``, or ``[C, 4]`` if channel-wise. Only its magnitude matters.
 
     Raises:
-        OptionError: an unknown ``start``.
+        OptionError: ``start`` is unknown.
     """
 
     def __init__(self, num_channels: int, channel_wise: bool = False, start: str = "leaky_relu"):
@@ -53,15 +54,15 @@ class PAU(nn.Module):
 
 @register_activation("rpau")
 class RPAU(PAU):
-    """PAU that in training draws each coefficient c anew for each element, from U((1-alpha)c, (1+alpha)c).
+    """Randomized PAU: in training, each coefficient c is drawn per element from U((1-alpha)c, (1+alpha)c).
 
-    Equation 3; in evaluation it is PAU. Which alpha the authors took is not known to us: 0.01 is our default.
+    See equation 3. In evaluation, it is PAU. The authors' alpha is not known to us; our default is 0.01.
 
     Args:
-        alpha: half the relative width of the draws, in [0, 1].
+        alpha: half the relative width of the interval that coefficients are drawn from, in [0, 1].
 
     Raises:
-        OptionError: an unknown ``start``, or ``alpha`` is out of its range.
+        OptionError: ``start`` is unknown, or ``alpha`` is out of range.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class RPAU(PAU):
         self.alpha = alpha
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, *]`` to the same shape, dtype and layout; draws follow ``torch.manual_seed``."""
+        """``[B, C, *]`` to the same shape, dtype and layout; reproducible with ``torch.manual_seed``."""
         if not self.training:
             return super().forward(x)
         seed = torch.randint(2**62, ())

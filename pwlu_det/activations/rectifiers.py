@@ -1,4 +1,4 @@
-"""Relatives of ReLU with a few numbers for each channel."""
+"""Variants of ReLU with a few parameters per channel, and Maxout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class PReLU(nn.Module):
     """max(x, 0) + p * min(x, 0) (He et al. 2015).
 
     Attributes:
-        slope: p, ``[C]``, 0.25 at the start.
+        slope: p, ``[C]``, initialized to 0.25.
     """
 
     def __init__(self, num_channels: int):
@@ -28,9 +28,9 @@ class PReLU(nn.Module):
 
 @register_activation("srelu")
 class SReLU(nn.Module):
-    """S-shaped ReLU: x between two thresholds, lines of other slopes beyond them (Jin et al. 2016).
+    """S-shaped ReLU: x between two thresholds, and lines with other slopes outside (Jin et al. 2016).
 
-    The start is leaky ReLU, and ours: thresholds 0 and 1, slopes 0.01 and 1.
+    Our initialization is leaky ReLU: thresholds 0 and 1, slopes 0.01 and 1.
 
     Attributes:
         left, left_slope, right, right_slope: thresholds and slopes, ``[C]``.
@@ -48,9 +48,9 @@ class SReLU(nn.Module):
 
 @register_activation("mixture")
 class Mixture(nn.Module):
-    """w_1 * x + w_2 * ReLU(x) (Manessi and Rozza 2018, with identity and ReLU as the functions mixed).
+    """w_1 * x + w_2 * ReLU(x): a mixture of identity and ReLU (Manessi and Rozza 2018).
 
-    The start is leaky ReLU, and ours: w_1 = 0.01, w_2 = 0.99. The weights are free, not kept to a sum of 1.
+    Our initialization is leaky ReLU: w_1 = 0.01, w_2 = 0.99. The weights are not constrained to sum to 1.
 
     Attributes:
         identity_share, relu_share: w_1 and w_2, ``[C]``.
@@ -68,10 +68,10 @@ class Mixture(nn.Module):
 
 @register_activation("maxout")
 class Maxout(nn.Module):
-    """The larger of two linear functions (Goodfellow et al. 2013, k = 2): ``[B, 2C, *]`` to ``[B, C, *]``.
+    """The maximum of two linear functions (Goodfellow et al. 2013, k = 2): ``[B, 2C, *]`` to ``[B, C, *]``.
 
-    The functions are the first and the second half of the channels of what feeds it, which must have twice
-    the output's: so it cannot take the place of another activation in a network that is there.
+    The two functions are the first and the second half of the input channels. As the input needs twice as
+    many channels as the output, Maxout cannot replace an activation of an existing network.
     """
 
     keeps_channels = False
@@ -84,11 +84,11 @@ class Maxout(nn.Module):
         """``[B, 2C, *]`` to ``[B, C, *]`` of the same dtype and layout.
 
         Raises:
-            ValueError: ``x`` has another number of channels.
+            ValueError: ``x`` does not have 2C channels.
         """
         if x.dim() < 2 or x.shape[1] != 2 * self.num_channels:
             raise ValueError(
                 f"Maxout: x has shape {tuple(x.shape)}; [B, {2 * self.num_channels}, *] is needed, "
-                f"two channels for each of {self.num_channels}"
+                f"two input channels for each of the {self.num_channels} output channels"
             )
         return torch.maximum(*x.chunk(2, dim=1))

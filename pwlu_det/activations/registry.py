@@ -1,4 +1,4 @@
-"""The registry of activations: each name that users write, and its class."""
+"""The registry of activations: names, as used in configs, and classes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import nn
 from pwlu_det.errors import PwluDetError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {}
-"""All registered classes by name, in the order of their registration."""
+"""All registered classes by name, in order of registration."""
 
 T = TypeVar("T", bound=type[nn.Module])
 
 
 class UnknownActivationError(PwluDetError):
-    """There is no activation of that name; the message lists all."""
+    """No activation is registered under the name; the message lists all names."""
 
 
 class OptionError(PwluDetError):
-    """An option of an activation is out of its range."""
+    """An option of an activation is out of range."""
 
     def __init__(self, activation: str, option: str, value: Any, allowed: str):
         super().__init__(activation, option, value, allowed)
@@ -32,34 +32,34 @@ class OptionError(PwluDetError):
 
 
 def check_option(activation: str, option: str, value: Any, fits: bool, allowed: str) -> None:
-    """Raise :class:`OptionError` unless the value fits."""
+    """Raise :class:`OptionError` unless ``fits`` is True; ``allowed`` completes "it must be ..."."""
     if not fits:
         raise OptionError(activation, option, value, allowed)
 
 
 def register_activation(name: str) -> Callable[[T], T]:
-    """Class decorator that makes an activation available under a name, in Python and in YAML.
+    """Class decorator that registers an activation under a name, for use in Python and YAML.
 
     The class is an ``nn.Module`` that maps ``[B, C, *]`` to the same shape, dtype and layout, out of place.
-    Its constructor takes ``num_channels`` and then options, each with a default. In a config they are the
-    keys of the node ``MODEL.ACTIVATION.<NAME>``, in upper case. An option called ``norm`` is a function that
-    makes the norm for a number of channels; a config gives it the norm of the backbone.
+    Its constructor takes ``num_channels`` and then options, each with a default. In a config, the options are
+    the keys of the node ``MODEL.ACTIVATION.<NAME>``, in upper case. An option named ``norm`` is a function
+    that takes the number of channels and returns a norm; with a config, it builds the backbone's norm.
 
     Parameters of the module itself are optimized as pointwise parameters (``MODEL.ACTIVATION.LR_FACTOR`` and
-    ``WEIGHT_DECAY``), those of its submodules as those of the backbone. None may be called ``weight``.
+    ``WEIGHT_DECAY``), and those of its submodules like the backbone's. None may be named ``weight``.
 
     Raises:
-        ValueError: the name is taken, or the constructor is not of that form.
+        ValueError: the name is already taken, or the constructor has a different signature.
     """
 
     def register(cls: T) -> T:
         if name in ACTIVATIONS:
-            raise ValueError(f"register_activation: the name '{name}' is already that of {ACTIVATIONS[name]}")
+            raise ValueError(f"register_activation: the name '{name}' is already used by {ACTIVATIONS[name]}")
         first, *options = inspect.signature(cls).parameters.values()
         if first.name != "num_channels" or any(o.default is o.empty for o in options):
             raise ValueError(
                 f"register_activation('{name}'): the constructor of {cls.__name__} must take num_channels, "
-                "and then options that all have defaults"
+                "followed by options that all have defaults"
             )
         ACTIVATIONS[name] = cls
         return cls
@@ -68,26 +68,26 @@ def register_activation(name: str) -> Callable[[T], T]:
 
 
 def get_activation(name: str) -> type[nn.Module]:
-    """The class that is registered under a name.
+    """The class registered under a name.
 
     Raises:
-        UnknownActivationError: there is none.
+        UnknownActivationError: no activation is registered under the name.
     """
     if name not in ACTIVATIONS:
         raise UnknownActivationError(
-            f"unknown activation '{name}'; known are {', '.join(sorted(ACTIVATIONS))}"
+            f"unknown activation '{name}'; it must be one of {', '.join(sorted(ACTIVATIONS))}"
         )
     return ACTIVATIONS[name]
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """The options of an activation but for ``norm``, with their defaults."""
+    """The options of an activation except ``norm``, with their defaults."""
     _, *options = inspect.signature(get_activation(name)).parameters.values()
     return {option.name: option.default for option in options if option.name != "norm"}
 
 
 def keeps_channels(name: str) -> bool:
-    """Whether the output of an activation has the channels of its input, as all but Maxout's has."""
+    """Whether an activation has as many output channels as input channels; all but Maxout do."""
     return getattr(get_activation(name), "keeps_channels", True)
 
 
@@ -97,15 +97,15 @@ def takes_norm(name: str) -> bool:
 
 
 def build_activation(name: str, num_channels: int, **options: Any) -> nn.Module:
-    """Build one activation for ``[B, num_channels, *]``, by default with its authors' options.
+    """Build an activation for ``[B, num_channels, *]``, with default options unless given.
 
     Args:
         name: a registered name such as ``"pwlu"``.
-        num_channels: of the output; also of the input, but for ``"maxout"``, which halves them.
-        options: what the constructor takes.
+        num_channels: number of output channels. The input has as many, or twice as many for ``"maxout"``.
+        options: keyword arguments of the constructor.
 
     Raises:
-        UnknownActivationError: there is no activation of that name.
-        OptionError: an option is out of its range.
+        UnknownActivationError: no activation is registered under the name.
+        OptionError: an option is out of range.
     """
     return get_activation(name)(num_channels, **options)

@@ -1,4 +1,4 @@
-"""Activations without parameters: torch.nn's, which take and do not need the number of channels."""
+"""Activations without parameters: those of torch.nn, whose constructors take the number of channels here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _Fixed:
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, *]`` to the same shape, dtype and layout."""
-        with torch.autocast(x.device.type, enabled=False):  # it would change the dtype of x
+        with torch.autocast(x.device.type, enabled=False):  # autocast would change the dtype of x
             return super().forward(x)
 
 
@@ -41,8 +41,8 @@ class LeakyReLU(_Fixed, nn.LeakyReLU):
 class RReLU(_Fixed, nn.RReLU):
     """max(x, 0) + a min(x, 0) (Xu et al. 2015).
 
-    In training a is drawn from U(1/8, 1/3) for each element, in evaluation it is the mean of these. The
-    arithmetic is written out, as torch's own loses channels_last.
+    In training, a is drawn from U(1/8, 1/3) for each element; in evaluation, it is the mean of that
+    distribution. torch's own implementation does not preserve channels_last.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,12 +55,12 @@ class RReLU(_Fixed, nn.RReLU):
 
 @register_activation("elu")
 class ELU(_Fixed, nn.ELU):
-    """x where x > 0, else exp(x) - 1 (Clevert et al. 2016, alpha = 1)."""
+    """x if x > 0, else exp(x) - 1 (Clevert et al. 2016, with alpha = 1)."""
 
 
 @register_activation("celu")
 class CELU(_Fixed, nn.CELU):
-    """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)) (Barron 2017), which for its alpha = 1 is ELU."""
+    """max(x, 0) + min(0, alpha (exp(x / alpha) - 1)) (Barron 2017) with alpha = 1, which equals ELU."""
 
 
 @register_activation("mish")
@@ -70,4 +70,4 @@ class Mish(_Fixed, nn.Mish):
 
 @register_activation("softplus")
 class Softplus(_Fixed, nn.Softplus):
-    """log(1 + exp(x)) (Dugas et al. 2000); torch takes x itself above 20."""
+    """log(1 + exp(x)) (Dugas et al. 2000); torch returns x for x > 20."""

@@ -1,4 +1,4 @@
-"""Self-learnable activation function of Goyal et al. 2019."""
+"""The self-learnable activation function of Goyal et al. 2019."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pwlu_det.activations.registry import register_activation
 
 @register_activation("slaf")
 class SLAF(nn.Module):
-    """A polynomial, sum over j < 4 of a_j * x^j, for each channel.
+    """One polynomial per channel: the sum over j < 4 of a_j * x^j.
 
-    The start is ours: the least-squares fit of ReLU on [-3, 3], 9/32 + x/2 + 5/32 x^2. A polynomial leaves
-    all bounds outside the range that it was fitted on, more so with every layer: Molina et al. 2020 report
-    undefined values in training. So in a ResNet ReLU stays, by default, where a block's shortcut was added.
+    Our initialization is the least-squares fit of ReLU on [-3, 3]: 9/32 + x/2 + 5/32 x^2. Outside the fitted
+    range a polynomial is unbounded, and layers compound this: Molina et al. 2020 report undefined values in
+    training. Therefore the ReLUs after the shortcut additions of a ResNet are not replaced by default.
 
     Attributes:
         coefficients: a, ``[C, 4]``.

@@ -13,8 +13,7 @@ from pwlu_det import ops
 from pwlu_det.activations.pwlu import COLLECTING, LEARNING
 from pwlu_det.checkpoint.reader import read_checkpoint
 from pwlu_det.errors import CheckpointError
-
-_PARAMETERS = ("points", "left_bound", "right_bound", "left_slope", "right_slope")
+from pwlu_det.ops.pwlu import PARAMETERS
 
 
 @dataclass
@@ -76,7 +75,7 @@ def _take_snapshot(checkpoint: Mapping[str, Any]) -> Snapshot:
 
 
 def _take_site(state: Mapping[str, Tensor], name: str) -> Site:
-    parameters = [state.get(f"{name}.{parameter}") for parameter in _PARAMETERS]
+    parameters = [state.get(f"{name}.{parameter}") for parameter in PARAMETERS]
     if any(p is None or not p.float().isfinite().all() for p in parameters):
         raise ValueError(f"its PWLU {name} is incomplete, or not finite in float32")
     points, *others = parameters

@@ -1,4 +1,4 @@
-"""Backbones; importing this registers them with detectron2."""
+"""Backbones. Importing this package registers them with detectron2."""
 
 from pwlu_det.backbone.build import (
     build_act_resnet_backbone,

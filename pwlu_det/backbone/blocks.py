@@ -1,8 +1,8 @@
-"""detectron2's ResNet stem, blocks and P6P7 with activation modules in place of their inline ReLU calls.
+"""detectron2's ResNet stem, blocks and P6P7 with activation modules instead of inline ReLU calls.
 
-Each class has a forward and nothing else: conversion adds the activation modules to a block that detectron2
-has built, and gives it the class from here. The shortcut is added in place, as detectron2 does: what it is
-added to is a convolution's or a norm's output, which neither of them saves for its backward.
+Each class only defines ``forward``: conversion adds the activation modules to a block built by detectron2 and
+then changes the block's class to the one defined here. The shortcut is added in place, as in detectron2. This
+is safe because the output of a convolution or norm is not saved for its own backward.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ActBasicStem(BasicStem):
 
 
 class ActBasicBlock(BasicBlock):
-    """``[B, C_in, H, W]`` to ``[B, C_out, H/stride, W/stride]``, as the blocks that follow."""
+    """``[B, C_in, H, W]`` to ``[B, C_out, H/stride, W/stride]``, like the blocks below."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act1(self.conv1(x))

@@ -1,7 +1,8 @@
-"""The registered backbone builders: detectron2's own, whose activations are then converted."""
+"""The registered backbone builders, which call detectron2's builders and convert the activations."""
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 from detectron2.layers import ShapeSpec, get_norm
@@ -11,9 +12,11 @@ from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from torch import nn
 
 from pwlu_det.activations import registry
-from pwlu_det.backbone.convert import convert_activations
+from pwlu_det.backbone.convert import convert_activations, stages_of
 from pwlu_det.backbone.placement import get_placement
 from pwlu_det.config import activation_options
+
+logger = logging.getLogger(f"detectron2.{__name__}")
 
 
 @BACKBONE_REGISTRY.register()
@@ -35,17 +38,17 @@ def build_act_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Back
 
 
 def build_activation(cfg_or_name, num_channels: int) -> nn.Module:
-    """Build one activation for ``[B, num_channels, *]``.
+    """Build an activation for ``[B, num_channels, *]``.
 
     Args:
-        cfg_or_name: a name such as ``"pwlu"``, for :func:`pwlu_det.activations.build_activation` (a PWLU is
-            then an ordinary module, in phase II), or a config. Of a config, ``MODEL.ACTIVATION`` gives the
-            name and the options, and ``MODEL.RESNETS.NORM`` the norms inside of the activation; a PWLU with
-            ``REALIGN`` starts in phase I.
-        num_channels: of the output; also of the input, but for ``"maxout"``, which halves them.
+        cfg_or_name: a config, or a name such as ``"pwlu"``. A name is passed to
+            :func:`pwlu_det.activations.build_activation`; a PWLU is then an ordinary module, in phase II.
+            With a config, ``MODEL.ACTIVATION`` determines the name and the options, and
+            ``MODEL.RESNETS.NORM`` the norms inside the activation; a PWLU with ``REALIGN`` starts in phase I.
+        num_channels: number of output channels. The input has as many, or twice as many for ``"maxout"``.
 
     Raises:
-        PwluDetError: an unknown name, or an option out of its range.
+        PwluDetError: the name is unknown, or an option is out of range.
     """
     if isinstance(cfg_or_name, str):
         return registry.build_activation(cfg_or_name, num_channels)
@@ -56,6 +59,7 @@ def build_activation(cfg_or_name, num_channels: int) -> nn.Module:
     activation = registry.build_activation(node.NAME, num_channels, **options)
     if node.NAME == "pwlu" and node.PWLU.REALIGN:
         activation.begin_collecting()
+        activation.expects_hook = True
     return activation
 
 
@@ -68,11 +72,24 @@ def _convert(backbone: Backbone, cfg) -> Backbone:
     placement = get_placement(node.NAME)
     basic = cfg.MODEL.RESNETS.DEPTH in (18, 34)
     positions = placement.positions_of_basic_blocks if basic else placement.positions
+    stages = node.STAGES or placement.stages
+    if node.NAME == "relu":  # the sites that are not selected are ReLU, too
+        stages = placement.stages
+    _warn_of_missing_stages(backbone, node)
     return convert_activations(
         backbone,
         build=partial(build_activation, cfg),
-        stages=node.STAGES or placement.stages,
+        stages=stages,
         positions=node.POSITIONS or positions,
         num_frozen=cfg.MODEL.BACKBONE.FREEZE_AT,
         convert_frozen=node.CONVERT_FROZEN,
     )
+
+
+def _warn_of_missing_stages(backbone: Backbone, node) -> None:
+    there = stages_of(backbone)
+    missing = [stage for stage in node.STAGES if stage not in there]
+    if missing:
+        logger.warning(
+            f"MODEL.ACTIVATION.STAGES: the backbone has no {', '.join(missing)}; it has {', '.join(there)}"
+        )

@@ -1,4 +1,4 @@
-"""Swap the activations of a ResNet (with or without FPN) that detectron2 has built."""
+"""Replace the activations of a ResNet, with or without FPN, built by detectron2."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from pwlu_det.backbone.blocks import (
     ActDeformBottleneckBlock,
     ActLastLevelP6P7,
 )
+from pwlu_det.errors import PwluDetError
 
-# What each type becomes, and the convolution that feeds each of its sites. Keyed on the exact type: a
-# subclass has a forward of its own.
+# For each block type: its converted class, and the convolution before each activation site. Keyed on the
+# exact type, because a subclass may override forward.
 _CONVERSIONS: dict[type, tuple[type, dict[str, str]]] = {
     BasicStem: (ActBasicStem, {"act1": "conv1"}),
     BasicBlock: (ActBasicBlock, {"act1": "conv1", "act2": "conv2"}),
@@ -42,44 +43,59 @@ def convert_activations(
     num_frozen: int = 0,
     convert_frozen: bool = False,
 ) -> nn.Module:
-    """Put activation modules in place of the inline ReLUs of a ResNet or FPN, in place.
+    """Replace the inline ReLUs of a ResNet or FPN with activation modules, in place.
 
     State-dict keys are only added (``res2.0.act1.points``, ``top_block.act.points``), so weights of the
-    stock model load. Sites that are not chosen keep ReLU.
+    stock model still load. Sites that are not selected keep ReLU.
 
     Args:
-        backbone: a detectron2 ``ResNet``, or an ``FPN`` over one.
-        build: makes the activation for a number of channels.
-        stages: out of stem, res2, res3, res4, res5 and top (``LastLevelP6P7``).
-        positions: out of act1, act2 and act3; the one site of stem and of top counts as act1.
-        num_frozen: ``FREEZE_AT``: stem is stage 1, res2 is stage 2 and so on.
-        convert_frozen: also convert the frozen stages; the parameters of these activations are frozen.
+        backbone: a detectron2 ``ResNet``, or an ``FPN`` on top of one.
+        build: a function that takes the number of channels and returns an activation.
+        stages: a subset of stem, res2, res3, res4, res5 and top (``LastLevelP6P7``).
+        positions: a subset of act1, act2 and act3; the only site of stem and that of top count as act1.
+        num_frozen: ``FREEZE_AT``: stem is stage 1, res2 is stage 2, and so on.
+        convert_frozen: also convert the frozen stages; the parameters of their activations are frozen.
 
     Returns:
         ``backbone`` itself.
 
     Raises:
-        ValueError: a stem, block or top block of a type that has no conversion.
+        PwluDetError: a stem, block or top block has a type that cannot be converted, there is no ResNet, or
+            no site is selected. The backbone is then unchanged.
     """
-    for number, stage, block in _enumerate_blocks(backbone):
-        frozen = number <= num_frozen
-        if stage not in stages or (frozen and not convert_frozen):
-            continue
-        if type(block) not in _CONVERSIONS:
-            known = ", ".join(t.__name__ for t in _CONVERSIONS)
-            raise ValueError(
-                f"cannot convert the activations of {stage}: it holds a {type(block).__name__}, and only "
-                f"{known} can be converted. Leave {stage} out of MODEL.ACTIVATION.STAGES to keep its ReLUs."
-            )
-        _convert_block(block, build, positions, frozen)
+    blocks = list(_enumerate_blocks(backbone))
+    chosen = [(stage, block, n <= num_frozen) for n, stage, block in blocks if stage in stages]
+    chosen = [(stage, block, frozen) for stage, block, frozen in chosen if convert_frozen or not frozen]
+    # All activations are built before the first block is changed: an error leaves the backbone as it was.
+    conversions = [
+        (block, _build_sites(stage, block, build, positions, frozen)) for stage, block, frozen in chosen
+    ]
+    if not any(position in positions for stage, block, _ in chosen for position in _positions_of(block)):
+        raise PwluDetError(
+            f"no activation is converted: stages {list(stages)} and positions {list(positions)} have no "
+            f"site that is not frozen. The backbone has {_describe(blocks)}; its first {num_frozen} stages "
+            "are frozen"
+        )
+    for block, sites in conversions:
+        for site, activation in sites.items():
+            block.add_module(site, activation)
+        block.__class__ = _CONVERSIONS[type(block)][0]
     return backbone
+
+
+def stages_of(backbone: nn.Module) -> list[str]:
+    """The names of the stages that a ``ResNet`` or ``FPN`` has."""
+    return list(dict.fromkeys(stage for _, stage, _ in _enumerate_blocks(backbone)))
 
 
 def _enumerate_blocks(backbone: nn.Module) -> Iterator[tuple[int, str, nn.Module]]:
     """Stage number (as FREEZE_AT counts), stage name and block, from stem to top."""
     resnet = backbone.bottom_up if isinstance(backbone, FPN) else backbone
     if not isinstance(resnet, ResNet):
-        raise ValueError(f"cannot convert the activations of a {type(resnet).__name__}: only of a ResNet")
+        raise PwluDetError(
+            f"cannot convert the activations of a {type(resnet).__module__}.{type(resnet).__qualname__}; it "
+            "must be detectron2's ResNet, with or without its FPN"
+        )
     yield 1, "stem", resnet.stem
     for number, name in enumerate(resnet.stage_names, start=2):
         for block in getattr(resnet, name):
@@ -89,16 +105,33 @@ def _enumerate_blocks(backbone: nn.Module) -> Iterator[tuple[int, str, nn.Module
         yield 6, "top", top_block
 
 
-def _convert_block(block: nn.Module, build: Callable, positions: Collection[str], frozen: bool) -> None:
-    converted, sites = _CONVERSIONS[type(block)]
-    for site, conv in sites.items():
-        position = "act1" if site == "act" else site
+def _positions_of(block: nn.Module) -> list[str]:
+    """The positions of a block's sites; the only site of P6P7 counts as act1."""
+    return ["act1" if site == "act" else site for site in _CONVERSIONS[type(block)][1]]
+
+
+def _describe(blocks: list[tuple[int, str, nn.Module]]) -> str:
+    stages = {stage: block for _, stage, block in blocks}
+    return ", ".join(f"{stage} ({type(block).__name__})" for stage, block in stages.items())
+
+
+def _build_sites(
+    stage: str, block: nn.Module, build: Callable, positions: Collection[str], frozen: bool
+) -> dict[str, nn.Module]:
+    """The activation modules of one block, by name."""
+    if type(block) not in _CONVERSIONS:
+        known = ", ".join(t.__name__ for t in _CONVERSIONS)
+        raise PwluDetError(
+            f"cannot convert the activations of {stage}: it has a {type(block).__name__}, and only "
+            f"{known} can be converted. Leave {stage} out of MODEL.ACTIVATION.STAGES to keep its ReLUs."
+        )
+    sites = {}
+    for (site, conv), position in zip(_CONVERSIONS[type(block)][1].items(), _positions_of(block)):
         activation = build(getattr(block, conv).out_channels) if position in positions else nn.ReLU()
         if isinstance(activation, nn.ReLU):
-            activation.inplace = converted is not ActLastLevelP6P7  # P6 is an output too
+            activation.inplace = not isinstance(block, LastLevelP6P7)  # P6 is also an output
         if frozen:
             activation.requires_grad_(False)
-            FrozenBatchNorm2d.convert_frozen_batchnorm(activation)  # as detectron2 freezes a block's norms
-        activation.train(block.training)
-        block.add_module(site, activation)
-    block.__class__ = converted
+            FrozenBatchNorm2d.convert_frozen_batchnorm(activation)  # as detectron2 does in frozen blocks
+        sites[site] = activation.train(block.training)
+    return sites

@@ -1,4 +1,4 @@
-"""Where the authors of each activation put it in a ResNet-FPN."""
+"""Where the authors of each activation use it in a ResNet-FPN."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pwlu_det.activations.registry import keeps_channels
 from pwlu_det.errors import PwluDetError
 
 STAGES = ("stem", "res2", "res3", "res4", "res5", "top")
-"""``top`` is the ReLU between P6 and P7 of RetinaNet's FPN."""
+"""``top`` is the ReLU between P6 and P7 in RetinaNet's FPN."""
 
 POSITIONS = ("act1", "act2", "act3")
-"""Positions in a block; ``act2`` is the last one of a basic block (ResNet-18 and ResNet-34)."""
+"""Positions in a block. A basic block (ResNet-18 and ResNet-34) has no ``act3``."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The sites of an activation; all other sites keep ReLU."""
+    """The stages and positions where an activation is used; all other sites keep ReLU."""
 
     stages: tuple[str, ...] = STAGES
     positions: tuple[str, ...] = POSITIONS
     positions_of_basic_blocks: tuple[str, ...] = POSITIONS
 
 
-# All others are put everywhere.
+# All other activations are used everywhere.
 _PLACEMENTS = {
     "frelu": Placement(stages=("res2", "res3", "res4")),
-    # After the 3x3 convolution. A basic block has two of them; after the first one is our reading.
+    # After the 3x3 convolution. A basic block has two of them; we take it to be the first.
     "meta_acon": Placement(("res2", "res3", "res4", "res5"), ("act2",), ("act1",)),
-    # Not after the addition: no norm bounds that sum, and its powers overflow within a few blocks.
+    # Not after the shortcut addition: no norm bounds the sum, and its powers overflow within a few blocks.
     "slaf": Placement(positions=("act1", "act2"), positions_of_basic_blocks=("act1",)),
 }
 
@@ -37,7 +37,7 @@ def get_placement(name: str) -> Placement:
     """The authors' placement of a registered activation.
 
     Raises:
-        PwluDetError: the activation is unknown, or cannot replace a ReLU; the message says why.
+        PwluDetError: the activation is unknown or cannot replace ReLU; the message says why.
     """
     if not keeps_channels(name):
         raise PwluDetError(f"'{name}' cannot replace ReLU: its output has fewer channels than its input")

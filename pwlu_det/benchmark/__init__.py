@@ -1,1 +1,1 @@
-"""Times and memory of activations, by themselves and in models, as Markdown tables; tools/benchmark.py."""
+"""The implementation of tools/benchmark.py: time and memory of activations, alone and in models."""

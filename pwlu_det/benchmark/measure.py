@@ -1,4 +1,4 @@
-"""Contenders are measured in turn, round by round, so that what disturbs the machine disturbs all alike."""
+"""Measure contenders in turn, round by round, so that disturbances of the machine affect all alike."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FEW_PAGE_FAULTS = 64  # in a round
 
 
 class Clock:
-    """Marks moments on a CPU, or on the current stream of a CUDA device.
+    """Takes timestamps on the CPU or on the current stream of a CUDA device.
 
-    On CUDA, a buffer larger than any second-level cache is written before each sample. So each sample finds
-    the cache cold, and launches queue up behind that: a short kernel's time is not that of its launch.
+    On CUDA, a buffer larger than any L2 cache is written before each sample. This flushes the cache, and
+    keeps the GPU busy while kernels are queued, so that a short kernel's time does not include its launch.
     """
 
     def __init__(self, device: str):
@@ -31,7 +31,7 @@ class Clock:
         self._flushed = torch.empty(2**27, dtype=torch.uint8, device=device) if self.is_cuda else None
 
     def start(self) -> Any:
-        """The mark before the first timed call of a sample."""
+        """Return the timestamp before the first timed call of a sample."""
         if self.is_cuda:
             self._flushed.zero_()
         return self.mark()
@@ -51,44 +51,44 @@ class Clock:
 
 
 Run = Callable[[Clock], dict[str, tuple[Any, Any]]]
-"""Takes one sample: for each pass that it times, the marks of its begin and its end."""
+"""Takes one sample: returns the start and end timestamps of each timed pass, by its name."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """What is compared: one row of a table."""
+    """One row of a table."""
 
     name: str
     runs: tuple[Run, ...]
-    """as many, and of the same passes, as those of the contenders beside it"""
+    """all contenders of a table have the same number of runs, which time the same passes"""
 
 
 @dataclass
 class Result:
-    """What one contender took."""
+    """The measurements of one contender."""
 
     name: str
     times: dict[str, list[float]] = field(default_factory=dict)
-    """for each pass, milliseconds in each round"""
+    """for each pass, its time in each round in milliseconds"""
     memory: dict[str, int] = field(default_factory=dict)
-    """for the first pass of each run, the most bytes in use during the run, beyond those before it"""
+    """for the first pass of each run, the peak memory of the run in bytes, see :func:`peak_memory`"""
 
 
 def measure(contenders: Sequence[Contender], clock: Clock, max_rounds: int, seconds: float) -> list[Result]:
-    """Measure each run of all contenders, one run after the other.
+    """Measure the first run of all contenders, then the second, and so on.
 
     Args:
-        contenders: the rows; their order is kept.
-        clock: what takes the times.
-        max_rounds: the most rounds of each run; a round is one sample of each contender.
-        seconds: for each contender and run, once to warm up and once to measure; no round is begun later,
-            but there are at least two and three.
+        contenders: the rows; the results have the same order.
+        clock: takes the timestamps.
+        max_rounds: maximum number of rounds of each run; a round is one sample of each contender.
+        seconds: time limit for warming up, and again for measuring, per contender and run. No round starts
+            after it, except that there are always at least two rounds of warm-up and three of measuring.
 
     Raises:
-        RuntimeError: a contender failed; it names the contender, and its cause is the failure.
+        RuntimeError: a contender failed; the message names it, and ``__cause__`` is its error.
     """
     results = [Result(contender.name) for contender in contenders]
-    order = random.Random(0)  # of a round: nobody always follows the same predecessor
+    order = random.Random(0)  # shuffles each round: no contender always follows the same one
     for runs in zip(*(contender.runs for contender in contenders)):
         budget = seconds * len(runs)
         _warm_up(lambda runs=runs: [_sample(r, run, clock) for r, run in zip(results, runs)], budget)
@@ -106,7 +106,7 @@ def measure(contenders: Sequence[Contender], clock: Clock, max_rounds: int, seco
 
 
 def peak_memory(run: Run, clock: Clock) -> int:
-    """The most bytes that torch had allocated at once during a run, beyond those before it."""
+    """The peak memory that torch allocated during a run, in bytes, not counting what was allocated before."""
     if clock.is_cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -127,7 +127,7 @@ def peak_memory(run: Run, clock: Clock) -> int:
 
 
 def _peak(events: Sequence[tuple[int, int]]) -> int:
-    """The most bytes in use: ``events`` are addresses and sizes, those of a release negative."""
+    """The peak memory in bytes. ``events`` are (address, size) pairs; the size is negative for a release."""
     sizes: dict[int, int] = {}
     in_use = peak = 0
     for address, size in events:
@@ -135,7 +135,7 @@ def _peak(events: Sequence[tuple[int, int]]) -> int:
             sizes[address] = size
             in_use += size
             peak = max(peak, in_use)
-        else:  # what was not allocated here was there before
+        else:  # memory allocated before the run does not count
             in_use -= sizes.pop(address, 0)
     return peak
 
@@ -149,10 +149,10 @@ def _sample(result: Result, run: Run, clock: Clock) -> dict[str, float]:
 
 
 def _warm_up(take_round: Callable[[], Any], seconds: float) -> None:
-    """Take rounds until one finds its memory mapped, or the time is over.
+    """Take rounds until one runs with few page faults, or the time is over.
 
-    With an allocator that gives memory back to the system that never happens: the page faults are then a
-    part of what is measured.
+    If the allocator returns memory to the system, page faults never become rare, and are part of the measured
+    time.
     """
     deadline = time.perf_counter() + seconds
     for done in itertools.count(1):
@@ -164,6 +164,6 @@ def _warm_up(take_round: Callable[[], Any], seconds: float) -> None:
 
 
 def _page_faults() -> int:
-    import resource  # not on Windows
+    import resource  # not available on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

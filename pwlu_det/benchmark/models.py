@@ -1,4 +1,4 @@
-"""Contenders of ``tools/benchmark.py model``: a model's training step and its inference, by activation."""
+"""Contenders of ``tools/benchmark.py model``: training step and inference of a model, by activation."""
 
 from __future__ import annotations
 
@@ -21,48 +21,49 @@ from pwlu_det.engine.phases import TwoPhaseHook, trainable_sites
 from pwlu_det.preflight import check_config
 
 NUM_OBJECTS = 7
-"""Objects in an image; COCO has 7.3 on average."""
+"""Objects per image; COCO has 7.3 on average."""
 
 LEARNING_RATE = 1e-8
-"""So small that all rounds do the same work; the step itself costs what it always does."""
+"""So small that the weights hardly change, and all rounds do the same work."""
 
 
 @dataclass
 class Trainee:
-    """A model with random weights, and all that its training step takes."""
+    """A model with random weights, and everything that its training step needs."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     inputs: Any
-    """what the model is called with, in training and inference alike"""
+    """the argument of the model, for both training and inference"""
     trainer: type[SimpleTrainer] = SimpleTrainer
 
 
 def phases(activation: str) -> dict[str, int | None]:
-    """The rows for an activation: their names, and T' of the phase hook (None: there is none)."""
+    """The names of an activation's rows, and T' of the phase hook for each (None: no hook)."""
     if activation != "pwlu":
         return {activation: None}
     return {"pwlu, phase I": sys.maxsize, "pwlu, phase II": 1}
 
 
 def model_contender(name: str, trainee: Trainee, phase1_iters: int | None) -> Contender:
-    """Times detectron2's own training step, hooks of this project included, and the inference.
+    """A contender that times detectron2's training step, including this package's hooks, and inference.
 
-    A PWLU of phase II has been through phase I: the step before the first timed one realigns it.
+    With T' = 1, the first warm-up step is phase I, and the second realigns the PWLUs: all timed steps are in
+    phase II.
     """
     model, inputs = trainee.model, trainee.inputs
     trainer = trainee.trainer(model, itertools.repeat(inputs), trainee.optimizer)
     trainer.iter = trainer.start_iter = 0
     trainer.storage = EventStorage()
     if phase1_iters is not None:
-        for site in trainable_sites(model):
+        for site in trainable_sites(model).values():
             site.begin_collecting()
         trainer.register_hooks([TwoPhaseHook(phase1_iters)])
     trainer.before_train()
 
     def train(clock: Clock):
         model.train()
-        trainee.optimizer.zero_grad()  # the last step's gradients are no part of this step's memory
+        trainee.optimizer.zero_grad()  # the last step's gradients must not count as this step's memory
         with trainer.storage:
             begin = clock.start()
             trainer.before_step()
@@ -83,10 +84,10 @@ def model_contender(name: str, trainee: Trainee, phase1_iters: int | None) -> Co
 
 
 def detector(cfg, activation: str, batch: int, height: int, width: int) -> Trainee:
-    """A detector of a config with another activation, and synthetic images of ``height`` x ``width``.
+    """Build the detector of a config with another activation, and synthetic images of ``height`` x ``width``.
 
     Raises:
-        ConfigError: the config cannot have that activation.
+        ConfigError: the config does not allow the activation.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -101,16 +102,16 @@ def detector(cfg, activation: str, batch: int, height: int, width: int) -> Train
 
 
 def synthetic_images(cfg, batch: int, height: int, width: int) -> Iterator[dict]:
-    """Images of noise with boxes, classes and masks, in the format of detectron2's data loader."""
+    """Yield noise images with boxes, classes and masks, in the format of detectron2's data loader."""
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
         num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
     else:
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     generator = torch.Generator().manual_seed(0)
     for _ in range(batch):
-        centre = torch.rand(NUM_OBJECTS, 2, generator=generator) * 0.5 + 0.25
+        center = torch.rand(NUM_OBJECTS, 2, generator=generator) * 0.5 + 0.25
         half = torch.rand(NUM_OBJECTS, 2, generator=generator) * 0.15 + 0.1
-        boxes = torch.cat([centre - half, centre + half], dim=1) * torch.tensor([width, height] * 2)
+        boxes = torch.cat([center - half, center + half], dim=1) * torch.tensor([width, height] * 2)
         instances = Instances((height, width))
         instances.gt_boxes = Boxes(boxes)
         instances.gt_classes = torch.randint(num_classes, (NUM_OBJECTS,), generator=generator)
@@ -120,7 +121,7 @@ def synthetic_images(cfg, batch: int, height: int, width: int) -> Iterator[dict]
 
 
 def _masks(mask_format: str, boxes: torch.Tensor, height: int, width: int) -> BitMasks | PolygonMasks:
-    """The boxes, as masks."""
+    """Masks that fill the boxes."""
     if mask_format == "polygon":
         return PolygonMasks([[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes.tolist()])
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The image classifiers of the paper's Table 4, as torchvision has them, with other activations."""
+"""The image classifiers of the PWLU paper's Table 4, from torchvision, with other activations."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pwlu_det.activations import build_activation
 from pwlu_det.benchmark.models import LEARNING_RATE, Trainee
 
 NETWORKS = {"resnet18": resnet18, "mobilenet_v3_small": mobilenet_v3_small}
-"""The paper's 56 MFLOPs and 2.6 M parameters of MobileNetV3 are the small one's."""
+"""The paper's MobileNetV3 has 56 MFLOPs and 2.6 M parameters, so it is the small variant."""
 
 AS_PUBLISHED = "as published"
-"""Name of the row with the network's own activations (MobileNetV3 has ReLU and h-swish)."""
+"""Name of the row with the network's original activations (MobileNetV3 has ReLU and h-swish)."""
 
 
 def network(name: str, activation: str, batch: int, height: int, width: int, device: str) -> Trainee:
-    """A classifier with random weights, images of noise, and the paper's optimiser (SGD, momentum 0.9).
+    """Build a classifier with random weights, noise images, and the paper's optimizer (SGD, momentum 0.9).
 
     Raises:
         ValueError: the network or the activation is unknown.
@@ -41,9 +41,9 @@ def network(name: str, activation: str, batch: int, height: int, width: int, dev
 
 
 def convert(net: nn.Module, build: Callable[[int], nn.Module]) -> None:
-    """Replace a network's activations, but for those with tiny feature maps (section 4.1 of the paper).
+    """Replace a network's activations, except those on tiny feature maps (section 4.1 of the paper).
 
-    These are the ones within squeeze-and-excitation and in the classifier, on 1 x 1 pixels.
+    These are the activations in squeeze-and-excitation blocks and in the classifier, on 1 x 1 pixels.
     """
     if isinstance(net, ResNet):
         net.relu = build(net.bn1.num_features)
@@ -53,7 +53,7 @@ def convert(net: nn.Module, build: Callable[[int], nn.Module]) -> None:
                 del block.relu
                 block.__class__ = _ActBasicBlock
         return
-    # Squeeze-and-excitation has its activations outside of these.
+    # The activations of squeeze-and-excitation blocks are not in Conv2dNormActivation.
     for layer in net.features.modules():
         if isinstance(layer, Conv2dNormActivation) and isinstance(layer[-1], (nn.ReLU, nn.Hardswish)):
             layer[-1] = build(layer[0].out_channels)
@@ -62,12 +62,12 @@ def convert(net: nn.Module, build: Callable[[int], nn.Module]) -> None:
 def _build(activation: str, num_channels: int) -> nn.Module:
     module = build_activation(activation, num_channels)
     if isinstance(module, nn.ReLU):
-        module.inplace = True  # as torchvision's own
+        module.inplace = True  # as in torchvision
     return module
 
 
 class _ActBasicBlock(BasicBlock):
-    """torchvision's block calls one ReLU at two places."""
+    """A block with two activations; torchvision's calls the same ReLU twice."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act1(self.bn1(self.conv1(x)))
@@ -77,7 +77,7 @@ class _ActBasicBlock(BasicBlock):
 
 
 class _Classifier(nn.Module):
-    """Gives losses in training, as detectron2's models do."""
+    """Returns losses in training, as detectron2's models do."""
 
     def __init__(self, net: nn.Module):
         super().__init__()

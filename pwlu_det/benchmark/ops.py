@@ -1,4 +1,4 @@
-"""Contenders of ``tools/benchmark.py op``: activations on one tensor."""
+"""Contenders of ``tools/benchmark.py op``: activations on a single tensor."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pwlu_det.ops import reference
 
 BASELINE = "torch.relu"
 
-LEGEND = """Rows have the names of activations in YAML, and beside these: `torch.*`, torch's own modules;
-`pwlu:fallback`, PWLU where there are no kernels for it; `pwlu:plain-torch`, PWLU written in a few lines of
-torch, with autograd; `pwlu:compile`, these lines under torch.compile; `frelu:plain-torch`, F-ReLU as three
-plain ops, of which `frelu:conv` is the first, the depthwise convolution."""
+LEGEND = """Rows are named as in `MODEL.ACTIVATION.NAME`. In addition, `torch.*` are torch's own modules;
+`pwlu:fallback` is PWLU without its kernels; `pwlu:plain-torch` is PWLU written in a few lines of torch, with
+autograd; `pwlu:compile` is the same under torch.compile; `frelu:plain-torch` is F-ReLU as three torch ops;
+and `frelu:conv` is the first of these, the depthwise convolution."""
 
 PEERS: dict[str, tuple[str, Callable[[ModuleType, int, str], nn.Module]]] = {
     "rational_activations": (
@@ -32,13 +32,13 @@ PEERS: dict[str, tuple[str, Callable[[ModuleType, int, str], nn.Module]]] = {
         lambda package, num_channels, device: package.Rational(cuda=device == "cuda"),
     ),
 }
-"""Packages by others that are compared where they are installed: the module to import, and what makes an
-activation of it, the number of channels and the device."""
+"""Third-party packages, compared if installed: the module to import, and a function that builds an activation
+from the module, the number of channels and the device."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contenders of a table have in common."""
+    """The settings shared by all contenders of a table."""
 
     shape: tuple[int, ...]
     """``[B, C, H, W]``"""
@@ -53,7 +53,7 @@ def installed_peers() -> list[str]:
 
 
 def builders(setting: Setting) -> dict[str, Callable[[int], nn.Module]]:
-    """For each contender what makes it for a number of channels."""
+    """For each contender, a function that builds it for a number of channels."""
     n = setting.num_intervals
     table: dict[str, Callable[[int], nn.Module]] = {
         BASELINE: lambda num_channels: nn.ReLU(),
@@ -76,10 +76,10 @@ def builders(setting: Setting) -> dict[str, Callable[[int], nn.Module]]:
 
 
 def op_contenders(setting: Setting, names: Sequence[str] = (), baseline: str = BASELINE) -> list[Contender]:
-    """The baseline and the contenders of these names (none: all), ready to be measured.
+    """Build the baseline and the contenders with the given names (none: all).
 
     Raises:
-        ValueError: there is no contender of such a name.
+        ValueError: a name is unknown.
     """
     table = builders(setting)
     for name in (baseline, *names):
@@ -104,7 +104,7 @@ def _inference(module: nn.Module, x: Tensor) -> Run:
     def run(clock: Clock):
         module.eval()
         with torch.no_grad(), _autocast(x):
-            module(x)  # so that all find the caches as they leave them themselves
+            module(x)  # so that each contender finds the caches as it left them itself
             begin = clock.start()
             module(x)
             return {"forward": (begin, clock.mark())}
@@ -115,10 +115,10 @@ def _inference(module: nn.Module, x: Tensor) -> Run:
 def _training(module: nn.Module, x: Tensor) -> Run:
     with torch.no_grad(), _autocast(x):
         grad = torch.randn_like(module.eval()(x))
-    learned = [x, *module.parameters()]
+    leaves = [x, *module.parameters()]
 
     def once(clock: Clock):
-        for tensor in learned:
+        for tensor in leaves:
             tensor.grad = None
         with _autocast(x):
             begin = clock.start()
@@ -137,14 +137,14 @@ def _training(module: nn.Module, x: Tensor) -> Run:
 
 
 def _autocast(x: Tensor):
-    """In half precision activations run under autocast, as in mixed-precision training."""
+    """Autocast for half precision, as in mixed-precision training."""
     if x.dtype in (torch.float16, torch.bfloat16):
         return torch.autocast(x.device.type, x.dtype)
     return contextlib.nullcontext()
 
 
 class _PWLUBy(PWLU):
-    """A PWLU that is computed by another function of the same arguments."""
+    """A PWLU that is computed by another function with the same arguments."""
 
     def __init__(self, function: Callable[..., Tensor], num_channels: int, num_intervals: int):
         super().__init__(num_channels, num_intervals)
@@ -157,14 +157,14 @@ class _PWLUBy(PWLU):
 
 
 class _PlainFReLU(FReLU):
-    """F-ReLU as one would write it in torch."""
+    """F-ReLU as one would write it with torch ops."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.maximum(x, self.norm(self.conv(x)))
 
 
 class _Fallback(torch.autograd.Function):
-    """What PWLU costs where there are no kernels."""
+    """PWLU as it runs without kernels."""
 
     @staticmethod
     def forward(ctx, x, *parameters):
@@ -184,9 +184,9 @@ def plain_pwlu(
     left_slope: Tensor,
     right_slope: Tensor,
 ) -> Tensor:
-    """Channel-wise PWLU as one would write it in torch, differentiated by autograd.
+    """Channel-wise PWLU as one would write it with torch ops, differentiated by autograd.
 
-    ``x`` is ``[B, C, H, W]``, ``points`` ``[C, N+1]`` and the others ``[C]``.
+    ``x`` is ``[B, C, H, W]``, ``points`` is ``[C, N+1]``, and the other parameters are ``[C]``.
     """
     num_points = points.shape[1]
     first = torch.arange(points.shape[0], device=x.device).view(-1, 1, 1) * num_points
@@ -204,6 +204,6 @@ def plain_pwlu(
 
 
 def _compiled_pwlu(num_channels: int, num_intervals: int) -> nn.Module:
-    # All shapes share one function, and the compiler gives up on a function after a few of them.
+    # All shapes share one function, and torch.compile stops recompiling a function after a few shapes.
     torch.compiler.reset()
     return _PWLUBy(torch.compile(plain_pwlu, dynamic=False), num_channels, num_intervals)

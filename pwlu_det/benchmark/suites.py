@@ -1,4 +1,4 @@
-"""What ``tools/benchmark.py`` runs: tables of activations alone, and of models."""
+"""The commands of ``tools/benchmark.py``: tables of activations alone, and of models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAYOUTS = {"contiguous": (False,), "channels_last": (True,), "both": (False, Tru
 
 @dataclass(frozen=True)
 class Sites:
-    """The activations of a detector's backbone."""
+    """A detector and the size of its input, which determine the shapes of its activation sites."""
 
     name: str
     config_file: str
@@ -34,7 +34,7 @@ class Sites:
 
 
 def op_tables(args: argparse.Namespace) -> Iterator[str]:
-    """The tables of ``tools/benchmark.py op``, whose arguments these are."""
+    """Yield the tables of ``tools/benchmark.py op``, given its arguments."""
     yield ops.LEGEND
     if not ops.installed_peers():
         yield f"Not installed, so not compared: {', '.join(ops.PEERS)}."
@@ -53,18 +53,18 @@ def op_tables(args: argparse.Namespace) -> Iterator[str]:
 
 
 def op_shapes(chosen: Sites | tuple[int, ...]) -> dict[tuple[int, ...], int]:
-    """The shapes, and how many sites have each (0: it is nobody's)."""
+    """The shapes, and the number of sites with each (0 for a shape given by the user)."""
     if isinstance(chosen, tuple):
         return {chosen: 0}
     return site_shapes(load_config(chosen.config_file, []), chosen.batch, chosen.height, chosen.width)
 
 
 def site_shapes(cfg, batch: int, height: int, width: int) -> Counter[tuple[int, ...]]:
-    """The input shapes of a backbone's activations, and how many sites have each.
+    """Count the input shapes of a backbone's activations.
 
     Args:
-        cfg: a config with a converted backbone, whose activation is relu.
-        batch: number of images, ``height`` x ``width`` pixels each.
+        cfg: a config with a converted backbone and the activation relu.
+        batch: number of images of ``height`` x ``width`` pixels.
     """
     from detectron2.modeling import build_backbone
 
@@ -79,17 +79,17 @@ def site_shapes(cfg, batch: int, height: int, width: int) -> Counter[tuple[int, 
 
 
 def model_tables(args: argparse.Namespace) -> Iterator[str]:
-    """The tables of ``tools/benchmark.py model``, whose arguments these are.
+    """Yield the tables of ``tools/benchmark.py model``, given its arguments.
 
     Raises:
-        ValueError: a package is missing, or an argument is wrong; the message says which.
+        ValueError: a package is missing or an argument is wrong; the message says which.
     """
     for package in ("detectron2", "torchvision"):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"model needs {package}, which is not installed")
+            raise ValueError(f"the model command requires {package}, which is not installed")
     if not args.config_file and not args.network:
-        raise ValueError("model needs --config-file or --network")
-    from pwlu_det.benchmark import models, networks  # these need the two
+        raise ValueError("the model command requires --config-file or --network")
+    from pwlu_det.benchmark import models, networks  # these need both packages
 
     activations = list(dict.fromkeys(["relu", *args.activations]))
     for name in activations:

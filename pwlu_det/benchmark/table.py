@@ -1,4 +1,4 @@
-"""Results as Markdown."""
+"""Format results as Markdown."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pwlu_det.benchmark.measure import Result
 from pwlu_det.collect_env import collect_env
 
 MEMORY_MODES = {
-    "warm": "freed memory is kept and used again, so that no page faults are in the times",
-    "fresh": "the allocator as it is: memory may be new to the process, and its page faults are in the times",
+    "warm": "the allocator keeps and reuses freed memory, so that times include no page faults",
+    "fresh": "the allocator's default behavior, so that times include page faults of newly mapped memory",
 }
 
 
 def header(command: str, memory: str) -> str:
-    """What was run, on what, and how to read the tables."""
+    """The command, the machine, and how to read the tables."""
     return f"""Command: `{command}`
 
 Processor: {processor()}
@@ -27,14 +27,14 @@ CPU memory: {memory}, {MEMORY_MODES[memory]}.
 {collect_env()}
 ```
 
-Times are medians (lower and upper quartile) in milliseconds. Contenders took turns, and ÷ is the median over
-the rounds of the time divided by that of the first row in the same round. MiB: the most memory in use at once
-during the pass, beyond what was in use before it.
+Times are medians (lower to upper quartile) in milliseconds. Contenders take turns; ÷ is the time divided by
+that of the first row in the same round, as the median over all rounds. MiB is the peak memory of the pass,
+not counting memory that was in use before it.
 """
 
 
 def table(title: str, results: Sequence[Result]) -> str:
-    """One row for each result; ratios are to the first."""
+    """Format a table with one row per result and ratios to the first."""
     baseline = results[0]
     columns = ["activation"]
     for name in baseline.times:
@@ -55,7 +55,7 @@ def processor() -> str:
 
 
 def ratio(times: Sequence[float], baseline: Sequence[float]) -> float:
-    """The median over rounds of the ratio within a round."""
+    """The median over all rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(times, baseline))
 
 
@@ -68,5 +68,5 @@ def _cells(result: Result, baseline: Result) -> list[str]:
 
 
 def _digits(value: float) -> str:
-    """Three significant digits, never in powers of ten."""
+    """Format with three significant digits, without an exponent."""
     return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:.0f}"

@@ -1,1 +1,1 @@
-"""Reading, writing and exporting files of weights."""
+"""Reading, writing and exporting checkpoints."""

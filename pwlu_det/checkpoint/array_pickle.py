@@ -1,8 +1,8 @@
-"""Pickles of NumPy arrays, read without calling anything that the file names.
+"""Read pickles of NumPy arrays without calling anything that the file names.
 
-Python's unpickler asks for each name that a file uses; here it is given stand-ins. With NumPy's own classes a
-file could still set the fields of dtypes and arrays, some of which decide which memory is read. The stand-ins
-hand NumPy bytes, a plain type and a shape.
+Python's unpickler looks up every global name in a file; here each lookup returns a stand-in. NumPy's own
+classes would not be safe: a file could set fields of dtypes and arrays that determine which memory is read.
+The stand-ins pass only bytes, a numeric type and a shape to NumPy.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ import numpy as np
 
 
 def load_arrays(file: BinaryIO) -> Any:
-    """The object in a pickle: of dictionaries, lists, tuples, strings, numbers and arrays of numbers.
+    """Load a pickle of dictionaries, lists, tuples, strings, numbers and numeric arrays.
 
     Raises:
-        pickle.UnpicklingError: the file asks for anything else. Nothing of it is made or called.
-        Exception: of whatever type, where the file is no pickle.
+        pickle.UnpicklingError: the file contains anything else, which is neither created nor called.
+        Exception: of any type, if the file is not a pickle.
     """
     return _resolve(_Unpickler(file, encoding="latin1").load())
 
 
 class _Unpickler(pickle._Unpickler):
-    """The one that is written in Python: that in C gives a file of ten bytes any memory that it asks for."""
+    """The pure-Python unpickler: the C one lets a ten-byte file allocate any amount of memory."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _STAND_INS:
             raise pickle.UnpicklingError(
-                f"the file asks for {module}.{name}; only dictionaries of NumPy arrays are admitted"
+                f"the file refers to {module}.{name}; only dictionaries of NumPy arrays are allowed"
             )
         return _STAND_INS[f"{module}.{name}"]
 
 
 class _Dict(dict):
     def __setstate__(self, state: Any) -> None:
-        """What an ordered dictionary has beside its items is not needed."""
+        """Ignore the attributes of an ordered dictionary; its items are enough."""
 
 
 class _Dtype:
-    """The type of an array: its code, and a byte order that follows."""
+    """A dtype: its type code, and the byte order, which the file sets afterwards."""
 
     def __init__(self, code: Any, *_):
         if not isinstance(code, str) or not re.fullmatch("[fiu][1248]|b1", code):
             raise pickle.UnpicklingError(
-                f"the file holds an array of type {code!r}; only numbers are admitted"
+                f"the file contains an array of type {code!r}; only numeric types are allowed"
             )
         self.code, self.order = code, "="
 
@@ -56,7 +56,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array that the file has begun; what it holds follows."""
+    """An array, whose content the file sets afterwards."""
 
     def __init__(self, *_):
         self.array: np.ndarray | None = None
@@ -67,24 +67,26 @@ class _Array:
 
 
 def _make_array(content: Any, dtype: Any, shape: tuple, order: str = "C") -> np.ndarray:
-    if isinstance(content, str):  # Python 2 did not tell bytes from text
+    if isinstance(content, str):  # Python 2 did not distinguish bytes from text
         content = content.encode("latin1")
     if not isinstance(dtype, _Dtype) or not isinstance(content, (bytes, bytearray)):
-        raise pickle.UnpicklingError("the file holds an array that is not of plain numbers")
+        raise pickle.UnpicklingError("the file contains an array that is not numeric")
     if any(size < 0 for size in shape):
-        raise pickle.UnpicklingError(f"the file holds an array of shape {shape}")
+        raise pickle.UnpicklingError(f"the file contains an array of shape {shape}; no size may be negative")
     stored = np.frombuffer(content, np.dtype(dtype.order + dtype.code)).reshape(shape, order=order)
-    return stored.astype(dtype.code)  # a copy that may be written, in the byte order of this machine
+    return stored.astype(dtype.code)  # a writable copy in this machine's byte order
 
 
 def _make_bytes(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"the file holds bytes encoded as {encoding!r}; only latin1 is admitted")
+        raise pickle.UnpicklingError(
+            f"the file contains bytes encoded as {encoding!r}; only latin1 is allowed"
+        )
     return text.encode(encoding)
 
 
 def _resolve(value: Any) -> Any:
-    """The same with arrays in place of their stand-ins."""
+    """Replace the stand-ins in ``value`` with arrays."""
     if isinstance(value, _Array):
         return value.array
     if isinstance(value, dict):
@@ -95,7 +97,7 @@ def _resolve(value: Any) -> Any:
 
 
 class _Function:
-    """What a file may call, and nothing else: by itself a function lets a pickle set its attributes."""
+    """A function that a file may call. It is wrapped so that the file cannot set its attributes."""
 
     __slots__ = ("call",)
 
@@ -106,10 +108,10 @@ class _Function:
         return self.call(*arguments)
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("the file sets what is not its own")
+        raise pickle.UnpicklingError("the file sets attributes of a function")
 
 
-# What a file may name, and what it gets.
+# The global names that a file may use, and their stand-ins.
 _STAND_INS = {
     "collections.OrderedDict": _Dict,
     "_codecs.encode": _Function(_make_bytes),

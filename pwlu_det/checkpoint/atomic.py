@@ -1,4 +1,4 @@
-"""Files that are whole, or not there."""
+"""Write files atomically: a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import torch
 
 @contextmanager
 def atomic_writer(path: str) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``path`` when the block ends, and only then.
+    """Open a temporary file that replaces ``path`` when the block ends.
 
-    Where the block or the disk fails, the old file stays as it was. A process that is killed can leave
-    ``path``.tmp behind, which the next writer overwrites.
+    If the block or the disk fails, the old file is unchanged. A process that is killed may leave ``path``.tmp
+    behind, which the next writer overwrites.
 
     Raises:
         OSError: the file cannot be written.
     """
-    path = os.path.realpath(path)  # of a link, what it leads to is replaced
-    if os.path.exists(path) and not os.path.isfile(path):  # a folder; a device would even be replaced
-        raise OSError(errno.EINVAL, "Not an ordinary file", path)
+    path = os.path.realpath(path)  # replace a link's target, not the link
+    if os.path.exists(path) and not os.path.isfile(path):  # os.replace would replace even a device
+        raise OSError(errno.EINVAL, "Not a regular file", path)
     temporary = f"{path}.tmp"
     try:
         with open(temporary, "wb") as f:
             yield f
             f.flush()
-            os.fsync(f.fileno())  # before the name: after a power cut the name must not be there alone
+            os.fsync(f.fileno())  # before renaming: a power failure must not leave an empty file at path
         os.replace(temporary, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # of a full disk
+        if isinstance(error, OSError) and error.filename is None:  # the disk is full
             error.filename = path
         if os.path.isfile(temporary):
             os.remove(temporary)
@@ -41,7 +41,7 @@ def atomic_writer(path: str) -> Iterator[BinaryIO]:
 
 
 def atomic_save(content: Any, path: str) -> None:
-    """``torch.save`` that is atomic.
+    """Like ``torch.save``, but atomic.
 
     Raises:
         OSError: the file cannot be written.
@@ -49,7 +49,7 @@ def atomic_save(content: Any, path: str) -> None:
     with atomic_writer(path) as f:
         try:
             torch.save(content, f)
-        except RuntimeError as error:  # of the archive that cannot be finished, after what the disk has said
+        except RuntimeError as error:  # torch cannot finish the archive; the disk's error is its context
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 

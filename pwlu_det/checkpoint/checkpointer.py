@@ -1,4 +1,4 @@
-"""Checkpoints that are always whole, and are read without running code from the file."""
+"""Checkpoints that are always complete, and are read without running code from the file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
+from pwlu_det.checkpoint.plain import plain
 from pwlu_det.checkpoint.reader import read_checkpoint
 from pwlu_det.errors import CheckpointError, PwluDetError
 
@@ -22,30 +23,30 @@ logger = logging.getLogger(f"detectron2.{__name__}")
 
 @dataclass
 class Resumable:
-    """The checkpoint that a run is resumed from."""
+    """The checkpoint from which a run is resumed."""
 
     file: str = ""
-    """its path, or "" where there is none"""
+    """its path, or "" if there is none"""
     damages: dict[str, str] = field(default_factory=dict)
-    """newer files, and what is wrong with them"""
+    """newer files that cannot be resumed, and the reasons"""
     content: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """what :func:`read_checkpoint` has read; :meth:`take` gives it away"""
+    """as returned by :func:`read_checkpoint`, until :meth:`take` is called"""
 
     def take(self) -> dict[str, Any]:
-        """The content, which is not kept: it is as large as the model and the optimizer's state."""
+        """Return the content without keeping it: it is as large as the model and the optimizer's state."""
         content, self.content = self.content, {}
         return content or read_checkpoint(self.file)
 
 
 class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpointer, which writes whole files only, and reads them by :func:`read_checkpoint`.
+    """detectron2's checkpointer, but it writes atomically and reads with :func:`read_checkpoint`.
 
     Args:
-        model, save_dir, checkpointables: as detectron2's.
-        resumable: what :func:`find_resumable` has found in ``save_dir``, where that was done already.
+        model, save_dir, checkpointables: as in detectron2.
+        resumable: the result of :func:`find_resumable` for ``save_dir``, if it has already been called.
 
     Attributes:
-        incompatible: missing, unexpected and wrongly shaped keys of the last loading.
+        incompatible: the missing, unexpected and wrongly shaped keys found by the last load.
     """
 
     incompatible = None
@@ -59,13 +60,13 @@ class Checkpointer(DetectionCheckpointer):
             self.resumable = resumable
 
     def save(self, name: str, **extra: Any) -> None:
-        """Write ``name``.pth so that whatever happens meanwhile, a file of that name is a whole one."""
+        """Write ``name``.pth atomically: a file with that name is always complete."""
         if not self.save_dir or not self.save_to_disk:
             return
         state = {key: value.state_dict() for key, value in self.checkpointables.items()}
         file = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {file}")
-        atomic_save({"model": self.model.state_dict(), **state, **extra}, file)
+        atomic_save(plain({"model": self.model.state_dict(), **state, **extra}, name), file)
         self.tag_last_checkpoint(os.path.basename(file))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -74,39 +75,39 @@ class Checkpointer(DetectionCheckpointer):
 
     @cached_property
     def resumable(self) -> Resumable:
-        """The checkpoint to resume from, as :func:`find_resumable` finds it at the first look."""
+        """The checkpoint to resume from; :func:`find_resumable` is called once, on first use."""
         return find_resumable(self.save_dir)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As detectron2's, but a damaged checkpoint is passed over, and one to resume has to fit the model.
+        """As in detectron2, but damaged checkpoints are skipped, and a resumed one must match the model.
 
         Raises:
-            CheckpointError: it does not fit, or there is none to take.
+            CheckpointError: the checkpoint cannot be read or does not match the model, or all are damaged.
         """
         self._resumes = resume and bool(self.resumable.file)
         if not self._resumes:
             return self.load(path, checkpointables=[])
         for damaged, why in self.resumable.damages.items():
-            logger.warning(f"{damaged} cannot be resumed ({why}): taking {self.resumable.file} in its place")
+            logger.warning(f"{damaged} cannot be resumed ({why}): using {self.resumable.file} instead")
         return self.load(self.resumable.file)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As detectron2's, which also takes URLs and ``?matching_heuristics=True``.
+        """As in detectron2, which also takes URLs and ``?matching_heuristics=True``.
 
         Raises:
-            CheckpointError: the file cannot be fetched or read, or does not fit what it is loaded into.
+            CheckpointError: the file cannot be downloaded or read, or it does not match the model.
         """
         try:
             return super().load(path, *args, **kwargs)
         except PwluDetError:
             raise
-        except Exception as error:  # the file is right, so that only what it holds can be wrong
+        except Exception as error:  # the file was read, so its content must be wrong
             raise CheckpointError(f"{path} cannot be loaded: {error}") from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith((".pkl", ".pyth")):  # detectron2 would run what is in these
+        if filename.endswith((".pkl", ".pyth")):  # detectron2 would unpickle these, running any code in them
             return read_checkpoint(filename)
-        return super()._load_file(filename)  # by _torch_load
+        return super()._load_file(filename)  # calls _torch_load
 
     def _torch_load(self, filename: str) -> dict[str, Any]:
         resumed = self._resumes and filename == self.resumable.file
@@ -117,23 +118,23 @@ class Checkpointer(DetectionCheckpointer):
         unfit = [key for keys in self.incompatible for key in keys]
         if self._resumes and unfit:
             raise CheckpointError(
-                f"--resume: {self.resumable.file} is not of this model: {len(unfit)} tensors are missing, of "
-                f"another shape or too many, the first is {unfit[0]}"
+                f"--resume: {self.resumable.file} does not match the model: {len(unfit)} tensors are "
+                f"missing, unexpected or of the wrong shape; the first is {unfit[0]}"
             )
         return self.incompatible
 
 
 def find_resumable(folder: str) -> Resumable:
-    """The checkpoint that ``folder/last_checkpoint`` names or, where that is damaged, the newest whole one.
+    """Find the checkpoint that ``folder/last_checkpoint`` names or, if it is damaged, the newest intact one.
 
     Raises:
-        CheckpointError: there are some, but none is whole, or the processes do not see the same files.
+        CheckpointError: all checkpoints are damaged, or the processes do not see the same files.
     """
     found = _find_resumable(folder)
     if any(other != found.file for other in comm.all_gather(found.file)):
         raise CheckpointError(
-            f"OUTPUT_DIR {folder}: the processes do not see the same checkpoints there. To resume, all "
-            "machines need it on a file system that they share."
+            f"OUTPUT_DIR {folder}: the processes do not see the same checkpoints in it. To resume, it must "
+            "be on a file system that all machines share."
         )
     return found
 
@@ -154,7 +155,7 @@ def _find_resumable(folder: str) -> Resumable:
             damages[file] = str(error)
     listed = "".join(f"\n  {file}: {why}" for file, why in damages.items())
     raise CheckpointError(
-        f"--resume: OUTPUT_DIR {folder} has no whole checkpoint; without it the run starts anew.{listed}"
+        f"--resume: OUTPUT_DIR {folder} has no intact checkpoint; omit --resume to start over.{listed}"
     )
 
 
@@ -162,5 +163,7 @@ def _read_resumable(file: str) -> dict[str, Any]:
     content = read_checkpoint(file)
     lacking = {"model", "trainer", "iteration"} - set(content)
     if lacking:
-        raise CheckpointError(f"it is not from a training: it has no {' and no '.join(sorted(lacking))}")
+        raise CheckpointError(
+            f"it is not a training checkpoint: it has no {' and no '.join(sorted(lacking))}"
+        )
     return content

@@ -1,4 +1,4 @@
-"""Export of what another detector can start from."""
+"""Export a trained backbone for use in other detectors."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from pwlu_det.errors import CheckpointError
 def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> None:
     """Write the backbone of a trained detector in detectron2's checkpoint format.
 
-    The file loads as ``MODEL.WEIGHTS`` of any detector with the same backbone, and into a bare backbone. It
-    asks detectron2 to match names by their endings, so the prefixes ``backbone.`` and ``bottom_up.`` may
-    be there or not.
+    The file can be used as the ``MODEL.WEIGHTS`` of any detector with the same backbone, and also loads into
+    a bare backbone. It tells detectron2 to match parameter names by suffix, so the model may or may not have
+    the prefixes ``backbone.`` and ``bottom_up.``.
 
     Args:
         cfg: config of the trained detector.
         weights: its checkpoint.
         output: the file to write, ``*.pth``.
-        bottom_up: leave the FPN out: a ResNet for detectors that have another FPN, or none.
+        bottom_up: export only the ResNet, without the FPN: for detectors with another FPN or without one.
 
     Raises:
-        CheckpointError: ``weights`` or ``output`` cannot be used, or ``weights`` does not hold this backbone.
+        CheckpointError: ``weights`` or ``output`` cannot be used, or ``weights`` lacks this backbone.
     """
     if not output.endswith(".pth"):
         raise CheckpointError(f"--output is {output!r}; its name must end in .pth")
     folder = os.path.dirname(output) or "."
     if not os.path.isdir(folder):
-        raise CheckpointError(f"--output: there is no folder {folder}")
+        raise CheckpointError(f"--output: folder {folder} does not exist")
     if not os.path.isfile(weights):
-        raise CheckpointError(f"--weights: there is no file {weights}")
+        raise CheckpointError(f"--weights: file {weights} does not exist")
 
     cfg = cfg.clone()
     cfg.defrost()
@@ -58,6 +58,6 @@ def _load(model: nn.Module, weights: str) -> None:
     lacking += [key for key, *_ in checkpointer.incompatible.incorrect_shapes if key.startswith("backbone.")]
     if lacking:
         raise CheckpointError(
-            f"--weights {weights} does not hold the backbone of --config-file: {len(lacking)} tensors are "
-            f"missing or of another shape, the first is {lacking[0]}"
+            f"--weights {weights} does not contain the backbone of --config-file: {len(lacking)} tensors are "
+            f"missing or have the wrong shape; the first is {lacking[0]}"
         )

@@ -1,4 +1,4 @@
-"""Reading files of weights, of which nothing is trusted."""
+"""Read checkpoints from untrusted files."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from torch import Tensor, nn
 from pwlu_det.checkpoint.array_pickle import load_arrays
 from pwlu_det.errors import CheckpointError
 
-_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files by torch before 1.6: a magic number
+_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # magic number of torch < 1.6
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """Read a file of weights without running code from it.
+    """Read a checkpoint without running code from the file.
 
-    What is read goes by the name, as in detectron2: ``.pkl`` is a pickle of NumPy arrays (detectron2's or
-    Caffe2's names), ``.pyth`` is pycls's, and all else is a file by ``torch.save``, with ``model`` in it or a
-    bare state dict.
+    As in detectron2, the extension determines the format: ``.pkl`` is a pickle of NumPy arrays (with
+    detectron2's or Caffe2's parameter names), ``.pyth`` is a pycls checkpoint, and any other file is one
+    written by ``torch.save``, either a dictionary with the key ``model`` or a bare state dict.
 
     Returns:
-        A dictionary whose ``model`` maps names to dense tensors on the CPU. Beside it are ``__author__`` and
-        ``matching_heuristics``, by which detectron2 maps names, and whatever else the file holds.
+        A dictionary whose ``model`` maps names to dense CPU tensors. It also contains everything else in the
+        file and, if names must be converted, ``__author__`` and ``matching_heuristics``, which tell
+        detectron2 how.
 
     Raises:
-        CheckpointError: the file cannot be read, would run code, or holds no weights.
+        CheckpointError: the file cannot be read, would run code, or contains no weights.
     """
     try:
         if path.endswith(".pkl"):
@@ -41,7 +42,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             if "model" not in checkpoint:
                 checkpoint = {"model": checkpoint}
         _check_model(checkpoint["model"])
-    except Exception as error:  # there is nothing that a broken or malicious file cannot make a reader raise
+    except Exception as error:  # a broken or malicious file can raise anything
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: {_reason(error)}. It must be a .pth file of tensors or "
             "a .pkl file of NumPy arrays."
@@ -70,22 +71,22 @@ def _read_torch(path: str) -> dict[str, Any]:
         start = f.read(len(_LEGACY_START))
     if start.startswith(b"PK"):
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch looks at no check sums
+            damaged = archive.testzip()  # torch does not verify checksums
         if damaged:
-            raise ValueError(f"{damaged} in it is damaged")
+            raise ValueError(f"its entry {damaged} is damaged")
     elif start != _LEGACY_START:
-        raise ValueError("it is not by torch.save" if start else "it is empty")
+        raise ValueError("it was not written by torch.save" if start else "it is empty")
     return _as_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _check_model(model: Any) -> None:
     if not _as_dict(model):
-        raise ValueError("it holds no tensors")
+        raise ValueError("it contains no tensors")
     for name, value in model.items():
         if not isinstance(name, str):
-            raise ValueError(f"it has a name {name!r}, which is not a string")
+            raise ValueError(f"its key {name!r} is not a string")
         if type(value) not in (Tensor, nn.Parameter):
-            raise ValueError(f"its {name!r} is a {type(value).__name__}, and not a tensor")
+            raise ValueError(f"its {name!r} is a {type(value).__name__}, not a tensor")
         dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not dense or value.is_complex():
             raise ValueError(f"its {name!r} is not a dense tensor of real numbers")
@@ -93,7 +94,7 @@ def _check_model(model: Any) -> None:
 
 def _as_dict(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"it holds a {type(value).__name__}, and not a dictionary")
+        raise ValueError(f"it contains a {type(value).__name__} where a dictionary is expected")
     return value
 
 
@@ -102,9 +103,9 @@ def _as_tensors(arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    asked = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's text says how to run it all the same
-    if asked:
-        return f"the file asks for {asked[1]}; only tensors are admitted"
+    name = re.search(r"GLOBAL (\S+)", str(error))  # drop torch's advice on how to run the code anyway
+    if name:
+        return f"the file refers to {name[1]}; only tensors are allowed"
     text = str(error).strip().split("\n")[0][:300]
-    speaks = isinstance(error, (ValueError, OSError, UnpicklingError)) and text
-    return text if speaks else f"{type(error).__name__} {text}".strip()
+    is_clear = isinstance(error, (ValueError, OSError, UnpicklingError)) and text
+    return text if is_clear else f"{type(error).__name__} {text}".strip()

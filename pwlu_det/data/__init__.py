@@ -1,4 +1,4 @@
-"""Data sets that detectron2 knows by name once this package is imported."""
+"""Checks of datasets, and the built-in digits, which importing this package registers with detectron2."""
 
 from pwlu_det.data.digits import register_digits
 

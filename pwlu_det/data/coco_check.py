@@ -1,7 +1,7 @@
-"""Checking a COCO file before it is trained on or evaluated with: detectron2 would fail in the middle of it.
+"""Check a COCO file before training or evaluation, in the middle of which detectron2 would otherwise fail.
 
-What detectron2 leaves out by itself (crowds, boxes without area, polygons of fewer than three points) is
-counted; what it cannot work with is an error that names the file and the entry.
+Annotations that detectron2 leaves out (crowds, boxes without area, polygons of fewer than three points) are
+counted; anything that it cannot handle is an error that names the file and the entry.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from pwlu_det.data.mask_check import count_polygons, find_mask_fault, is_numbers
 from pwlu_det.errors import DatasetError
 
 _MAX_ID = 2**53  # COCO's evaluation keeps ids in float64
-_MAX_SIDE = 2**16 - 1  # of a JPEG; the run lengths of larger masks would not fit COCO's 32 bits
+_MAX_SIDE = 2**16 - 1  # JPEG's maximum; the run lengths of larger masks could exceed COCO's 32 bits
 
 
 @dataclass(frozen=True)
 class Use:
-    """What a data set is for."""
+    """What a dataset is used for."""
 
     training: bool
-    """else it is evaluated with"""
+    """True: training, False: evaluation"""
     mask_format: str = ""
-    """``INPUT.MASK_FORMAT``, "polygon" or "bitmask", where masks are used"""
+    """``INPUT.MASK_FORMAT``, "polygon" or "bitmask", or "" if masks are not used"""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a valid file holds."""
+    """The content of a valid file."""
 
     classes: list[str]
     """in the order of their ids"""
     num_instances: int
     """annotations that can be trained on"""
     note: str
-    """for the log: what there is, and what is left out"""
+    """for the log: the number of images and annotations, and what is left out"""
 
 
 def check_coco(file: str, image_root: str, use: Use) -> Summary:
-    """Check a file in COCO's format of object detection, and that its images are there.
+    """Check an object detection file in COCO format, and that its images exist.
 
     Raises:
-        DatasetError: it cannot be used; the message names the entry that is wrong, and what is allowed.
+        DatasetError: the file cannot be used; the message names the wrong entry and what is allowed.
     """
-    with _no_garbage_collection():  # of a million new lists and dictionaries none is garbage
+    with _no_garbage_collection():  # which would scan a million new objects in vain
         try:
             with open(file) as f:  # in the locale's encoding, as COCO's own API does
                 content = json.load(f)
@@ -64,27 +64,35 @@ def check_coco(file: str, image_root: str, use: Use) -> Summary:
 
 
 class _Fault(Exception):
-    """What is wrong, and what is allowed."""
+    """The message says what is wrong and what is allowed."""
 
 
 def _check_content(content: Any, image_root: str, use: Use, unique: bool) -> Summary:
     if not isinstance(content, dict):
-        raise _Fault(f"it is {_short(content)}; it must be an object with images, annotations and categories")
+        raise _Fault(
+            f"its content is {_short(content)}; it must be an object with images, annotations and categories"
+        )
     categories = _index(content, "categories", _find_category_fault)
     images = _index(content, "images", _find_image_fault)
     if len({type(image_id) for image_id in images}) > 1:
-        raise _Fault("the ids of its images are numbers and strings; they must be of one kind")
+        raise _Fault("its image ids are a mixture of integers and strings; they must be of one kind")
     annotations, left_out = [], Counter()
     if use.training or "annotations" in content:  # COCO's test sets have none
         annotations = _entries(content, "annotations")
-        # Two of COCO's own subsets have the same annotation twice.
+        # COCO's own minival subsets contain duplicate annotations.
         left_out = _check_annotations(annotations, images, categories, use, unique)
     _check_image_files(image_root, [image["file_name"] for image in images.values()])
     note = ", ".join(f"{number} {what}" for what, number in left_out.items())
+    notes = [f"left out: {note}"] if note else []
+    if any(annotation["id"] == 0 for annotation in annotations):
+        notes.append("an annotation has the id 0, which makes COCO's evaluation wrong")
+    oversized = sum(map(_area_exceeds_box, annotations))
+    if oversized:
+        notes.append(f"{oversized} areas are larger than their boxes, which makes AP by size wrong")
     return Summary(
         classes=[categories[i]["name"] for i in sorted(categories)],
         num_instances=len(annotations) - sum(left_out[what] for what in (_STRAY, _CROWD, _NO_POLYGON)),
-        note=f"{len(images)} images, {len(annotations)} annotations" + (note and f"; left out: {note}"),
+        note="; ".join([f"{len(images)} images, {len(annotations)} annotations", *notes]),
     )
 
 
@@ -99,7 +107,7 @@ def _entries(content: dict, key: str) -> list[dict]:
 
 
 def _index(content: dict, key: str, find_fault: Callable[[dict], str]) -> dict[Any, dict]:
-    """The entries by their ids."""
+    """Check the entries of ``key``, and return them by id."""
     entries = _entries(content, key)
     if not entries:
         raise _Fault(f"{key} is empty")
@@ -109,9 +117,7 @@ def _index(content: dict, key: str, find_fault: Callable[[dict], str]) -> dict[A
         if fault:
             raise _Fault(f"{key}[{number}]: {fault}")
         if entry["id"] in by_id:
-            raise _Fault(
-                f"{key}[{number}]: its id {entry['id']} is that of another one, too; it must be its own"
-            )
+            raise _Fault(f"{key}[{number}]: id {entry['id']} is used by another entry; it must be unique")
         by_id[entry["id"]] = entry
     return by_id
 
@@ -126,7 +132,7 @@ def _find_category_fault(category: dict) -> str:
 
 def _find_image_fault(image: dict) -> str:
     if not _is_id(image.get("id")) and not isinstance(image.get("id"), str):
-        return f"id is {_short(image.get('id'))}; it must be an integer, or a string"
+        return f"id is {_short(image.get('id'))}; it must be an integer or a string"
     if not isinstance(image.get("file_name"), str):
         return f"file_name is {_short(image.get('file_name'))}; it must be a string"
     for key in ("height", "width"):
@@ -144,18 +150,23 @@ _NO_POLYGON = "masks without a polygon of three points"
 def _check_annotations(
     annotations: list[dict], images: dict[Any, dict], categories: dict[Any, dict], use: Use, unique: bool
 ) -> Counter:
-    """Check all, and count what detectron2 leaves out, by reason."""
+    """Check all annotations, and count those that detectron2 leaves out, by reason."""
     left_out: Counter = Counter()
     seen = set()
     for number, annotation in enumerate(annotations):
         if not _is_id(annotation.get("id")):
             shown = _short(annotation.get("id"))
             raise _Fault(f"annotations[{number}]: id is {shown}; it must be an integer")
+        if annotation["id"] == 0 and not use.training:
+            raise _Fault(
+                f"annotations[{number}]: id is 0, which COCO's evaluation treats as unmatched; it must be "
+                "another integer"
+            )
         fault = _find_annotation_fault(annotation, images, categories, use)
         if fault:
             raise _Fault(f"annotation {annotation['id']}: {fault}")
         if unique and annotation["id"] in seen:
-            raise _Fault(f"annotation {annotation['id']} is there twice; each must have an id of its own")
+            raise _Fault(f"annotation {annotation['id']} occurs more than once; each id must be unique")
         seen.add(annotation["id"])
         reason = _why_left_out(annotation, images)
         if reason:
@@ -163,26 +174,31 @@ def _check_annotations(
     return left_out
 
 
+def _area_exceeds_box(annotation: dict) -> bool:
+    area, (_, _, width, height) = annotation.get("area"), annotation["bbox"]
+    return is_numbers([area]) and area > 1.1 * (width + 1) * (height + 1)
+
+
 def _find_annotation_fault(annotation: dict, images: dict, categories: dict, use: Use) -> str:
     image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
     if not _is_id(image_id) and not isinstance(image_id, str):
-        return f"image_id is {_short(image_id)}; it must be an integer, or a string"
+        return f"image_id is {_short(image_id)}; it must be an integer or a string"
     if not _is_id(category_id) or category_id not in categories:
         return f"category_id is {_short(category_id)}; it must be the id of one of the categories"
     box = annotation.get("bbox")
     if not is_numbers(box) or len(box) != 4 or box[2] < 0 or box[3] < 0:
-        return f"bbox is {_short(box)}; it must be [x, y, width, height], finite and no side negative"
-    # Where they are missing, training takes 0, and evaluation fails when all is done.
+        return f"bbox is {_short(box)}; it must be [x, y, width, height], finite, with no negative side"
+    # If these are missing, training assumes 0, but evaluation fails after running all images.
     crowd, area = (annotation.get(key, 0 if use.training else None) for key in ("iscrowd", "area"))
     if crowd not in (0, 1):
         return f"iscrowd is {_short(crowd)}; it must be 0 or 1"
     if not use.training and (not is_numbers([area], _MAX_SIDE**2) or area < 0):
-        return f"area is {_short(area)}; it must be a number of pixels"
+        return f"area is {_short(area)}; it must be a non-negative number of pixels"
     if annotation.get("ignore", 0) != 0:
-        return "ignore is set, which detectron2 does not support"
+        return "ignore is set, which detectron2 does not support; it must be 0 or absent"
     keypoints = annotation.get("keypoints")
     if keypoints and (not is_numbers(keypoints) or len(keypoints) % 3):
-        return f"keypoints is {_short(keypoints)}; it must be x, y and visibility of each"
+        return f"keypoints is {_short(keypoints)}; it must be a list of x, y and visibility for each keypoint"
     if image_id not in images:
         return ""
     return _find_segmentation_fault(annotation.get("segmentation"), bool(crowd), images[image_id], use)
@@ -193,11 +209,11 @@ def _find_segmentation_fault(segmentation: Any, crowd: bool, image: dict, use: U
     if not fault and use.mask_format and not (use.training and crowd):
         polygons = isinstance(segmentation, list)
         if not segmentation:
-            fault = "must be there where MODEL.MASK_ON is True"
+            fault = "must be present when MODEL.MASK_ON is True"
         elif use.training and use.mask_format == "polygon" and not polygons:
-            fault = "must be of polygons, or INPUT.MASK_FORMAT must be 'bitmask'"
+            fault = "must be a list of polygons, or INPUT.MASK_FORMAT must be 'bitmask'"
         elif not use.training and polygons and count_polygons(segmentation) < len(segmentation):
-            fault = "must be of polygons of three points or more where masks are evaluated"
+            fault = "must have polygons of at least three points when masks are evaluated"
     return fault and f"segmentation is {_short(segmentation)}; it {fault}"
 
 
@@ -216,19 +232,19 @@ def _check_image_files(image_root: str, names: list[str]) -> None:
     if "://" in image_root:
         return
     paths = [os.path.join(image_root, name) for name in names]
-    there = {folder: _list_files(folder) for folder in {os.path.dirname(path) for path in paths}}
-    missing = [path for path in paths if os.path.basename(path) not in there[os.path.dirname(path)]]
+    existing = {folder: _list_files(folder) for folder in {os.path.dirname(path) for path in paths}}
+    missing = [path for path in paths if os.path.basename(path) not in existing[os.path.dirname(path)]]
     if missing:
-        raise _Fault(f"{len(missing)} of its {len(paths)} images are not there; the first is {missing[0]}")
+        raise _Fault(f"{len(missing)} of its {len(paths)} images are missing; the first is {missing[0]}")
 
 
 def _list_files(folder: str) -> set[str]:
-    """What could be image files in a folder; quicker than looking for each."""
+    """The names of all files in a folder: faster than checking each image."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.is_dir()}
     except (OSError, ValueError) as error:
-        raise _Fault(f"the folder of its images cannot be read: {error}") from error
+        raise _Fault(f"its image folder cannot be read: {error}") from error
 
 
 def _is_id(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Checking the data sets of a config before anything is built."""
+"""Check the datasets of a config before anything is built."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from pwlu_det.checkpoint.array_pickle import load_arrays
 from pwlu_det.data.coco_check import Summary, Use, check_coco
+from pwlu_det.data.evaluators import evaluator_type
 from pwlu_det.errors import ConfigError, DatasetError
 
 _CLASS_COUNTS = {"RetinaNet": "RETINANET", "GeneralizedRCNN": "ROI_HEADS"}
 
 
 def check_datasets(cfg, training: bool) -> list[str]:
-    """Check that the data sets are there and, where they are in COCO's format, that all in them can be used.
+    """Check that the datasets exist and, if they are in COCO format, that their content is valid.
 
     Returns:
-        A line for the log for each, with what detectron2 will leave out.
+        One line for the log per dataset, which says what detectron2 will leave out.
 
     Raises:
-        ConfigError: a key of the config does not fit the data sets.
-        DatasetError: a data set is missing or damaged.
+        ConfigError: a config key does not fit the datasets.
+        DatasetError: a dataset is missing or damaged.
     """
     notes = []
     for key in ("TRAIN", "TEST") if training else ("TEST",):
         summaries: dict[str, Summary] = {}
         for name in cfg.DATASETS[key]:
             metadata = _find(f"DATASETS.{key}", name)
+            if key == "TEST":
+                evaluator_type(name)
             if metadata.get("evaluator_type") == "coco":
                 use = Use(key == "TRAIN", cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "")
                 summary = summaries[name] = check_coco(metadata.json_file, metadata.image_root, use)
@@ -42,16 +45,16 @@ def check_datasets(cfg, training: bool) -> list[str]:
 
 def _find(key: str, name: str) -> Metadata:
     if name not in DatasetCatalog.list():
-        raise ConfigError(f"{key}: unknown data set '{name}'; known are {', '.join(DatasetCatalog.list())}")
+        raise ConfigError(f"{key}: unknown dataset '{name}'; known are {', '.join(DatasetCatalog.list())}")
     metadata = MetadataCatalog.get(name)
     try:
         annotations = metadata.get("json_file")
-    except (OSError, ImportError) as error:  # the digits cannot be made
+    except (OSError, ImportError) as error:  # the digits cannot be generated
         raise DatasetError(f"{key}: {error}") from error
     if annotations and not os.path.isfile(annotations):
         raise DatasetError(
-            f"{key}: data set '{name}' is not there: no file {annotations}. The environment variable "
-            "DETECTRON2_DATASETS names the folder that holds detectron2's data sets (default ./datasets)."
+            f"{key}: dataset '{name}' is missing: there is no file {annotations}. The environment variable "
+            "DETECTRON2_DATASETS names the folder of detectron2's datasets (default: ./datasets)."
         )
     return metadata
 
@@ -60,8 +63,8 @@ def _check_classes(cfg, metadata: Metadata, classes: list[str], training: bool) 
     known = metadata.get("thing_classes", classes)
     if list(known) != classes:
         raise DatasetError(
-            f"{metadata.json_file}: its categories are not those of data set '{metadata.name}': it has "
-            f"{len(classes)}, and {len(known)} were registered; names and order must be the same"
+            f"{metadata.json_file}: its categories do not match those of dataset '{metadata.name}': it has "
+            f"{len(classes)}, and {len(known)} are registered; names and order must be the same"
         )
     part = _CLASS_COUNTS.get(cfg.MODEL.META_ARCHITECTURE)
     if part is None:
@@ -74,18 +77,18 @@ def _check_classes(cfg, metadata: Metadata, classes: list[str], training: bool) 
 
 def _check_together(cfg, summaries: dict[str, Summary]) -> None:
     if len({tuple(summary.classes) for summary in summaries.values()}) > 1:
-        raise ConfigError(f"DATASETS.TRAIN is {cfg.DATASETS.TRAIN}; all must have the same classes")
+        raise ConfigError(f"DATASETS.TRAIN is {cfg.DATASETS.TRAIN}; all datasets must have the same classes")
     usable = sum(summary.num_instances for summary in summaries.values())
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and not usable:
         notes = "; ".join(summary.note for summary in summaries.values())
-        raise ConfigError(f"DATASETS.TRAIN is {cfg.DATASETS.TRAIN}; it has no object to train on: {notes}")
+        raise ConfigError(f"DATASETS.TRAIN is {cfg.DATASETS.TRAIN}; it has no objects to train on: {notes}")
 
 
 def _check_proposals(key: str, files: tuple[str, ...]) -> None:
-    """detectron2 would run what is in these."""
+    """Check files that detectron2 would unpickle, running any code in them."""
     for file in files:
         try:
             with open(file, "rb") as f:
                 load_arrays(f)
-        except Exception as error:  # whatever a broken pickle makes of a reader
+        except Exception as error:  # reading a broken pickle can raise anything
             raise DatasetError(f"{key}: {file} is not a pickle of NumPy arrays: {error}") from error

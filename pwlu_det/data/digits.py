@@ -1,8 +1,8 @@
-"""``digits_train`` and ``digits_val``: handwritten digits in textured scenes, as COCO data sets.
+"""``digits_train`` and ``digits_val``: handwritten digits in textured scenes, as COCO datasets.
 
-The digits are the 1,797 grey 8x8 images of ``sklearn.datasets.load_digits``. No digit is in both
-splits. The scenes are made the first time that they are asked for, always the same, below
-``~/.cache/pwlu_det`` or the folder that the environment variable ``PWLU_DET_CACHE`` names.
+The digits are the 1,797 grayscale 8x8 images of ``sklearn.datasets.load_digits``. No digit is in both splits.
+The scenes are generated on first use and are always the same. They are stored in ``~/.cache/pwlu_det`` or
+the folder that the environment variable ``PWLU_DET_CACHE`` names.
 """
 
 from __future__ import annotations
@@ -25,25 +25,29 @@ NUM_SCENES = {"train": 2000, "val": 200}
 VAL_FRACTION = 0.2  # of the digits
 SEED = 0
 
-IMAGE_SIZE = 96  # pixels, the height and the width of a scene
-MAX_DIGITS = 3  # in one scene
-DIGIT_SIZE = (32.0, 60.0)  # pixels that the 8x8 source image spans, lowest and highest
-MAX_ANGLE = 15.0  # degrees, to either side
-PLACING_TRIES = 20
+IMAGE_SIZE = 96  # height and width of a scene in pixels
+MAX_DIGITS = 3  # per scene
+DIGIT_SIZE = (32.0, 60.0)  # lowest and highest size of the scaled 8x8 image in pixels
+MAX_ANGLE = 15.0  # degrees, in either direction
+PLACING_TRIES = 20  # per digit; one that fits nowhere is left out
 
-# Another scene, split or file layout needs another version: made folders are never changed.
+# Change this with any change to scenes, splits or file layout: existing folders are never regenerated.
 VERSION = "digits_v1"
 
 
 def cache_dir() -> Path:
-    """The folder that holds the made data sets, read from the environment at each call."""
+    """The folder for generated datasets. The environment variable is read at each call."""
     return Path(os.environ.get("PWLU_DET_CACHE") or "~/.cache/pwlu_det").expanduser().absolute()
 
 
 def digits_dir() -> Path:
-    """The folder with ``{train,val}.json`` and the image folders ``{train,val}/``, made if need be.
+    """The folder with ``{train,val}.json`` and the image folders ``{train,val}/``, generated if absent.
 
-    It is filled under a temporary name and then renamed, so that it is either absent or whole.
+    It is written under a temporary name and then renamed, so that it is either complete or absent.
+
+    Raises:
+        OSError: the folder cannot be written.
+        ImportError: scikit-learn is missing.
     """
     cache = cache_dir()
     final = cache / VERSION
@@ -57,14 +61,13 @@ def digits_dir() -> Path:
             _publish(made, final)
     except OSError as error:
         raise OSError(
-            f"Cannot write the digits data set to {cache} ({error}). "
-            "Set PWLU_DET_CACHE to a folder that can be written."
+            f"Cannot write the digits dataset to {cache} ({error}). Set PWLU_DET_CACHE to a writable folder."
         ) from error
     return final
 
 
 def _publish(made: Path, final: Path) -> None:
-    """Rename ``made`` to ``final``, unless another process was faster; its copy is the same."""
+    """Rename ``made`` to ``final``, unless another process has already published the same files."""
     try:
         made.rename(final)
     except OSError:
@@ -73,7 +76,7 @@ def _publish(made: Path, final: Path) -> None:
 
 
 def write_digits(root: Path) -> None:
-    """Write the images and the COCO files of both splits into the new folder ``root``."""
+    """Write the images and COCO files of both splits to a new folder ``root``."""
     images, labels = load_source()
     for split, indices in split_digits(labels).items():
         (root / split).mkdir(parents=True)
@@ -86,15 +89,16 @@ def load_source() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("Making the digits data sets needs scikit-learn.") from error
+        raise ImportError("Generating the digits dataset requires scikit-learn.") from error
     source = load_digits()
     return np.rint(source.images * (255 / 16)).astype(np.uint8), source.target
 
 
 def split_digits(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Divide the digits with ``labels`` (N,): for each split, the sorted indices of its digits.
+    """Split the digits with ``labels`` (N,), each class in the same proportion.
 
-    Each class is divided in the same proportion.
+    Returns:
+        For each split, the sorted indices of its digits.
     """
     rng = np.random.default_rng(SEED)
     members = [rng.permutation(np.flatnonzero(labels == c)) for c in range(len(CLASSES))]
@@ -108,14 +112,14 @@ def split_digits(labels: np.ndarray) -> dict[str, np.ndarray]:
 def _write_scenes(
     folder: Path, split: str, digits: np.ndarray, labels: np.ndarray
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write the scenes of one split as PNG files and return their COCO dictionary."""
+    """Write the scenes of a split as PNG files and return their COCO dictionary."""
     images, annotations = [], []
     for i in range(NUM_SCENES[split]):
-        # A stream of its own for each scene: no scene depends on what was drawn before it.
+        # Each scene has its own generator, so that it does not depend on those before it.
         rng = np.random.default_rng([SEED, list(NUM_SCENES).index(split), i])
         scene, masks, classes = make_scene(digits, labels, rng)
         name = f"{i:06d}.png"
-        Image.fromarray(scene).save(folder / name, compress_level=1)  # noise hardly compresses
+        Image.fromarray(scene).save(folder / name, compress_level=1)  # fast: noise hardly compresses
         images.append({"id": i + 1, "file_name": name, "height": IMAGE_SIZE, "width": IMAGE_SIZE})
         for mask, label in zip(masks, classes):
             annotations.append({"id": len(annotations) + 1, "image_id": i + 1, **_annotation(mask, label)})
@@ -124,7 +128,7 @@ def _write_scenes(
 
 
 def _annotation(mask: np.ndarray, label: int) -> dict[str, Any]:
-    """The COCO entries that follow from a bool mask (H, W) and a class."""
+    """The COCO annotation of an object with a bool mask (H, W) and a class."""
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {
         "category_id": label + 1,
@@ -138,11 +142,11 @@ def _annotation(mask: np.ndarray, label: int) -> dict[str, Any]:
 def make_scene(
     digits: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[np.ndarray], list[int]]:
-    """One scene with one to ``MAX_DIGITS`` of ``digits`` (N, 8, 8), which have ``labels`` (N,).
+    """Draw a scene with one to ``MAX_DIGITS`` of ``digits`` (N, 8, 8) with ``labels`` (N,).
 
     Returns:
-        The image, (S, S, 3) uint8 RGB with S = ``IMAGE_SIZE``; for each digit the mask of
-        its strokes, (S, S) bool; and the classes. Digits do not overlap.
+        The image, (S, S, 3) uint8 RGB with S = ``IMAGE_SIZE``; the mask of each digit's strokes, (S, S) bool;
+        and their classes. Digits do not overlap.
     """
     scene = _background(rng)
     taken = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
@@ -154,7 +158,7 @@ def make_scene(
             continue
         taken[place] = True
         opacity = alpha[..., None]
-        scene[place] = (1 - opacity) * scene[place] + opacity * _bright_colour(rng)
+        scene[place] = (1 - opacity) * scene[place] + opacity * _bright_color(rng)
         mask = np.zeros_like(taken)
         mask[place] = alpha > 0.5
         masks.append(mask)
@@ -163,7 +167,7 @@ def make_scene(
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """A dark coloured texture, (S, S, 3) in [0, 1]: one colour and noise of several grain sizes."""
+    """A dark colored texture, (S, S, 3) in [0, 1]: one color plus noise of several grain sizes."""
     scene = np.tile(rng.uniform(0.1, 0.4, 3), (IMAGE_SIZE, IMAGE_SIZE, 1))
     for cells, strength in ((3, 0.15), (8, 0.08), (32, 0.05)):
         noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
@@ -172,19 +176,19 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     return scene.clip(0, 1)
 
 
-def _bright_colour(rng: np.random.Generator) -> np.ndarray:
-    """A colour, (3,) in [0, 1], that is brighter than the backgrounds in each channel."""
+def _bright_color(rng: np.random.Generator) -> np.ndarray:
+    """A color, (3,) in [0, 1], brighter than the backgrounds in every channel."""
     return rng.uniform(0.6, 1.0, 3)
 
 
 def _draw(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Scale and turn a ``digit`` (8, 8): the opacity of its strokes, (h, w) in [0, 1]."""
-    padded = Image.fromarray(np.pad(digit, 2))  # by two: nothing is cut off at any angle
+    """Scale and rotate a ``digit`` (8, 8), and return the opacity of its strokes, (h, w) in [0, 1]."""
+    padded = Image.fromarray(np.pad(digit, 2))  # so that no rotation cuts anything off
     side = round(rng.uniform(*DIGIT_SIZE) * padded.width / len(digit))
-    grey = padded.resize((side, side), Image.Resampling.BICUBIC)
-    grey = grey.rotate(rng.uniform(-MAX_ANGLE, MAX_ANGLE), Image.Resampling.BICUBIC)
-    # Scaling up blurs; a steeper edge gives opaque strokes again.
-    alpha = ((np.asarray(grey) / 255 - 0.25) / 0.4).clip(0, 1)
+    image = padded.resize((side, side), Image.Resampling.BICUBIC)
+    image = image.rotate(rng.uniform(-MAX_ANGLE, MAX_ANGLE), Image.Resampling.BICUBIC)
+    # Upscaling blurs; raising the contrast makes the strokes opaque again.
+    alpha = ((np.asarray(image) / 255 - 0.25) / 0.4).clip(0, 1)
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     return alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -192,7 +196,7 @@ def _draw(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _find_place(
     shape: tuple[int, int], taken: np.ndarray, rng: np.random.Generator
 ) -> tuple[slice, slice] | None:
-    """Rows and columns of a free window of ``shape`` in ``taken`` (S, S), None if none was met."""
+    """Rows and columns of a random free window of ``shape`` in ``taken`` (S, S), or None if none is found."""
     for _ in range(PLACING_TRIES):
         top, left = (int(rng.integers(0, IMAGE_SIZE - side + 1)) for side in shape)
         place = slice(top, top + shape[0]), slice(left, left + shape[1])
@@ -202,9 +206,9 @@ def _find_place(
 
 
 class _DigitsMetadata(Metadata):
-    """Metadata whose paths are looked up when read, for then the files must exist.
+    """Metadata that generates the files when their paths are read.
 
-    ``COCOEvaluator`` reads ``json_file``, perhaps before anything has loaded the data set.
+    ``COCOEvaluator`` may read ``json_file`` before the dataset has been loaded.
     """
 
     @property
@@ -217,7 +221,7 @@ class _DigitsMetadata(Metadata):
 
 
 def _load(name: str) -> list[dict[str, Any]]:
-    """The data set ``name`` in detectron2's own format."""
+    """Load the dataset ``name`` in detectron2's standard format."""
     metadata = MetadataCatalog.get(name)
     return load_coco_json(metadata.json_file, metadata.image_root, name)
 

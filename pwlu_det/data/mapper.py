@@ -1,4 +1,4 @@
-"""detectron2's mapper, with errors that name the image."""
+"""detectron2's dataset mapper, with error messages that name the image."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pwlu_det.errors import DatasetError
 
 
 class Mapper(DatasetMapper):
-    """
+    """Read and augment an image as ``DatasetMapper`` does.
+
     Raises:
-        DatasetError: an image cannot be read, or is not as its annotations say.
+        DatasetError: an image cannot be read, or does not match its annotations.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
         try:
             return super().__call__(dataset_dict)
-        except Exception as error:  # of a broken image the reader may raise anything
+        except Exception as error:  # the reader of a broken image can raise anything
             raise DatasetError(f"image {dataset_dict['file_name']} cannot be used: {error}") from error

@@ -1,1 +1,1 @@
-"""Training: the trainer, the optimizer, the two phases, mixed precision, exact resume, several processes."""
+"""Training: trainer, optimizer, two-phase hook, mixed precision, exact resume and multi-process support."""

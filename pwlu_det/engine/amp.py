@@ -1,4 +1,4 @@
-"""Training steps in mixed precision, on any device (``SOLVER.AMP``)."""
+"""Mixed-precision training steps on any device (``SOLVER.AMP``)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pwlu_det.config import on_cpu
 
 
 def build_step_trainer(cfg, model, data_loader, optimizer) -> SimpleTrainer:
-    """What takes the steps of a training: in float32, or with autocast as ``SOLVER.AMP`` says.
+    """Build the trainer that runs the training steps: in float32, or with autocast if ``SOLVER.AMP`` says so.
 
-    On a GPU that is float16 with a scaler of the loss, or bfloat16, which needs none; on a CPU bfloat16.
+    Autocast uses float16 with loss scaling or bfloat16 without it on a GPU, and bfloat16 on a CPU.
     """
     if not cfg.SOLVER.AMP.ENABLED:
         return SimpleTrainer(model, data_loader, optimizer)
@@ -25,7 +25,7 @@ def build_step_trainer(cfg, model, data_loader, optimizer) -> SimpleTrainer:
 
 
 class CPUAutocastTrainer(SimpleTrainer):
-    """SimpleTrainer with bfloat16 autocast; detectron2's AMPTrainer insists on CUDA."""
+    """SimpleTrainer with bfloat16 autocast; detectron2's AMPTrainer requires CUDA."""
 
     def run_step(self) -> None:
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Parameter groups for what activations learn, and parameters that are hidden from an optimizer's steps."""
+"""Parameter groups for activations, and hiding parameters from an optimizer's steps."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pwlu_det.activations import ACTIVATIONS
+from pwlu_det.activations.registry import get_activation
+from pwlu_det.errors import ConfigError
 
 
 def build_optimizer(cfg, model: nn.Module) -> Optimizer:
-    """detectron2's optimizer, with a parameter group of its own for what activations learn pointwise.
+    """detectron2's optimizer, with a separate parameter group for the activations' pointwise parameters.
 
     That group has the learning rate ``SOLVER.BASE_LR * MODEL.ACTIVATION.LR_FACTOR`` and the weight decay
-    ``MODEL.ACTIVATION.WEIGHT_DECAY``. The convolutions and norms inside of F-ReLU and Meta-ACON are optimized
-    like all others, except that the biases of these convolutions are not decayed, as in their authors' code.
+    ``MODEL.ACTIVATION.WEIGHT_DECAY``. Convolutions and norms inside F-ReLU and Meta-ACON are optimized like
+    all others, except that the convolutions' biases are not decayed, as in the authors' code.
     """
+    check_has_sites(cfg, model)
     optimizer = build_stock_optimizer(cfg, model)
     own = {
         "params": [p for p in activation_parameters(model) if p.requires_grad],
@@ -32,21 +35,36 @@ def build_optimizer(cfg, model: nn.Module) -> Optimizer:
         for group in groups:
             optimizer.add_param_group(group)
     if cfg.SOLVER.CLIP_GRADIENTS.ENABLED and cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "value":
-        # Clipping by value fails for parameters without a gradient, such as FPN levels that no head uses.
+        # Clipping by value fails on parameters without a gradient, such as those of FPN levels no head uses.
         hide_while_stepping(optimizer, lambda: [p for p in _parameters(optimizer) if p.grad is None])
     return optimizer
 
 
-def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What the activations of a model learn pointwise, frozen parameters included.
+def check_has_sites(cfg, model: nn.Module) -> None:
+    """Check that a model has the activation of ``MODEL.ACTIVATION.NAME``.
 
-    Convolutions and norms inside of F-ReLU and Meta-ACON are not among them.
+    Raises:
+        ConfigError: it has none, because the builder of its backbone ignores ``MODEL.ACTIVATION``.
+    """
+    name = cfg.MODEL.ACTIVATION.NAME
+    if name != "relu" and not any(isinstance(m, get_activation(name)) for m in model.modules()):
+        raise ConfigError(
+            f"MODEL.ACTIVATION.NAME is {name!r}, but the model has no such activation: MODEL.BACKBONE.NAME "
+            f"{cfg.MODEL.BACKBONE.NAME!r} must be one of the build_act_* backbones, or call "
+            "convert_activations"
+        )
+
+
+def activation_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The pointwise parameters of a model's activations, including frozen ones.
+
+    Convolutions and norms inside F-ReLU and Meta-ACON are excluded.
     """
     return [p for activation in _activations(model) for p in activation.parameters(recurse=False)]
 
 
 def convolution_biases(model: nn.Module) -> list[nn.Parameter]:
-    """The biases of the convolutions inside of activations, which their authors do not decay."""
+    """The biases of the convolutions inside activations, which the authors do not decay."""
     inner = (module for activation in _activations(model) for module in activation.children())
     return [m.bias for m in inner if isinstance(m, nn.Conv2d) and m.bias is not None]
 
@@ -54,14 +72,14 @@ def convolution_biases(model: nn.Module) -> list[nn.Parameter]:
 def hide_while_stepping(
     optimizer: Optimizer, find: Callable[[], Iterable[nn.Parameter]]
 ) -> Callable[[], None]:
-    """Take the parameters that ``find()`` gives out of the optimizer's groups during each of its steps.
+    """Remove the parameters returned by ``find()`` from the optimizer's groups during each step.
 
-    Neither gradient clipping, weight decay nor momentum touches them then.
+    They are then unaffected by gradient clipping, weight decay and momentum.
 
     Returns:
         A function that undoes this.
     """
-    # One object per optimizer: two that each took parameters out would put them back in a wrong order.
+    # One object per optimizer: two separate ones would restore the groups in the wrong order.
     if not hasattr(optimizer, "hidden_parameters"):
         optimizer.hidden_parameters = _HiddenParameters(optimizer)
     optimizer.hidden_parameters.finders.append(find)
@@ -77,14 +95,14 @@ def hide_while_stepping(
 
 
 class _HiddenParameters:
-    """What several callers hide from one optimizer."""
+    """The parameters that one or more callers hide from an optimizer."""
 
     def __init__(self, optimizer: Optimizer):
         self.finders: list[Callable[[], Iterable[nn.Parameter]]] = []
         self._optimizer = optimizer
         self._whole_groups: list[list[nn.Parameter]] = []
         cls = type(optimizer)
-        if not getattr(cls.step, "hooked", False):  # as in the classes that detectron2 makes for clipping
+        if not getattr(cls.step, "hooked", False):  # detectron2's clipping classes bypass step hooks
             cls.step = Optimizer.profile_hook_step(cls.step)
             cls.step.hooked = True
         self._handles = (
@@ -93,7 +111,7 @@ class _HiddenParameters:
         )
 
     def take_out(self) -> None:
-        if self._whole_groups:  # the step of the base class, which the clipping one calls
+        if self._whole_groups:  # nested call: the clipping optimizer's step calls that of its base class
             return
         hidden = {p for find in self.finders for p in find()}
         self._whole_groups = [group["params"] for group in self._optimizer.param_groups]

@@ -1,4 +1,4 @@
-"""The training hook that leads PWLUs through their two phases (section 3.3 of the paper)."""
+"""The training hook that takes PWLUs through their two phases (section 3.3 of the paper)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from pwlu_det.activations.pwlu import PWLU, Moments
+from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.config import phase1_iters
 from pwlu_det.engine.optimizer import hide_while_stepping
+from pwlu_det.errors import ConfigError
 
-# Below detectron2's name, so that its set-up of handlers and log files serves this logger too.
+# A child of detectron2's logger, so that it uses detectron2's handlers and log files.
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 
 class TwoPhaseHook(HookBase):
-    """Phase I up to iteration T' - 1, the realignment before the first forward of T', then phase II.
+    """Phase I up to iteration T' - 1, realignment before the first forward of iteration T', then phase II.
 
-    In phase I each training forward of the model pools the statistics of the batch over all processes, in
-    one all-reduce, and the PWLU parameters are kept from the optimiser: while it steps they have no gradient
-    and are in none of its groups, so that neither weight decay nor momentum nor clipping touches them.
+    In phase I, the statistics of each iteration are pooled over all calls of a site and over all processes,
+    in one all-reduce. The PWLU parameters are hidden from the optimizer: while it steps, they have no
+    gradient and are in none of its groups, so weight decay, momentum and clipping do not affect them.
 
-    All state lives in the modules' buffers, where every checkpoint has it. Sites that are in phase II from
-    the start (loaded from ``MODEL.WEIGHTS``, or built without ``REALIGN``) are left alone, and so are
-    frozen ones. The order among other hooks does not matter.
+    All state is in the modules' buffers, and so in every checkpoint. Sites that are in phase II from the
+    start (loaded from ``MODEL.WEIGHTS``, or built without ``REALIGN``) and frozen sites are left unchanged.
+    The order relative to other hooks does not matter.
 
     Args:
         phase1_iters: T', the number of iterations of phase I.
@@ -36,66 +37,86 @@ class TwoPhaseHook(HookBase):
 
     def __init__(self, phase1_iters: int):
         self.phase1_iters = phase1_iters
-        self._sites: list[PWLU] = []
-        self._undo: list[Callable[[], None]] = []
+        self._sites: dict[str, PWLU] = {}
+        self._pooled_iter = -1
+        self._undo: Callable[[], None] | None = None
 
     def before_train(self) -> None:
-        model = self.trainer.model
-        self._sites = trainable_sites(model)
-        for site in self._sites:
-            site.refresh_phase()
+        self._sites = trainable_sites(self.trainer.model)
+        for site in self._sites.values():
             site.defers_update = True
-        collecting = sum(site.collecting for site in self._sites)
         logger.info(
-            f"PWLU: {collecting} of {len(self._sites)} trainable sites collect statistics, "
+            f"PWLU: {len(self._collecting())} of {len(self._sites)} trainable sites collect statistics "
             f"up to iteration {self.phase1_iters}"
         )
-        self._undo = [
-            model.register_forward_hook(lambda *_: self._pool_statistics()).remove,
-            hide_while_stepping(self.trainer.optimizer, self._frozen_parameters),
-        ]
+        self._undo = hide_while_stepping(self.trainer.optimizer, self._prepare_step)
 
     def before_step(self) -> None:
-        if self.trainer.iter < self.phase1_iters:
-            return
-        collecting = [site for site in self._sites if site.collecting]
-        for site in collecting:
-            site.realign()
-        if collecting:
-            logger.info(_describe(collecting, self.trainer.iter))
+        collecting = self._collecting()
+        for site in collecting.values():
+            site.batch_moments.clear()  # from forwards outside of training steps
+        if collecting and self.trainer.iter >= self.phase1_iters:
+            self._realign(collecting)
+
+    def after_step(self) -> None:
+        self._pool_statistics()  # in case the loss scaler has skipped the optimizer's step
 
     def after_train(self) -> None:
-        for undo in self._undo:
-            undo()
-        for site in self._sites:
+        if self._undo is not None:
+            self._undo()
+        for site in self._sites.values():
             site.defers_update = False
+        if self._collecting():
+            logger.warning(
+                f"PWLU: {len(self._collecting())} sites are still in phase I, and so still ReLU: training "
+                f"ended before iteration {self.phase1_iters}"
+            )
 
-    def _pool_statistics(self) -> None:
-        sites = [site for site in self._sites if site.batch_moments is not None]
-        if not sites:  # evaluation, PreciseBN, phase II
-            return
-        packed = torch.cat([_pack(site.batch_moments) for site in sites])
-        if comm.get_world_size() > 1:
-            dist.all_reduce(packed)
-        for site, sums in zip(sites, packed.split([1 + 2 * s.running_mean.numel() for s in sites])):
-            site.update_statistics(*_unpack(sums))
-            site.batch_moments = None
+    def _collecting(self) -> dict[str, PWLU]:
+        return {name: site for name, site in self._sites.items() if site.collecting}
 
-    def _frozen_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the sites that are in phase I, which are left without a gradient."""
-        frozen = [p for site in self._sites if site.collecting for p in site.parameters()]
+    def _realign(self, sites: dict[str, PWLU]) -> None:
+        without = [name for name, site in sites.items() if site.num_batches == 0]
+        if without:
+            logger.warning(
+                f"PWLU: {len(without)} of {len(sites)} sites have no statistics because they were not called "
+                f"in training mode; they keep their initial bounds: {', '.join(without)}"
+            )
+        for site in sites.values():
+            site.realign()
+        logger.info(_describe(list(sites.values()), self.trainer.iter))
+
+    def _prepare_step(self) -> list[nn.Parameter]:
+        """Pool the statistics before the optimizer steps, and return the parameters to hide from it."""
+        # Not right after the forward: with activation checkpointing, sites are also called in the backward.
+        self._pool_statistics()
+        frozen = [p for site in self._collecting().values() for p in site.parameters()]
         for parameter in frozen:
             parameter.grad = None
         return frozen
 
+    def _pool_statistics(self) -> None:
+        sites = self._collecting().values()
+        if not sites or self._pooled_iter == self.trainer.iter:
+            return
+        self._pooled_iter = self.trainer.iter
+        # Include sites that this process has not called: other processes may have.
+        packed = torch.cat([_pack(site) for site in sites])
+        if comm.get_world_size() > 1:
+            dist.all_reduce(packed)
+        for site, sums in zip(sites, packed.split([1 + 2 * s.running_mean.numel() for s in sites])):
+            site.update_statistics(*_unpack(sums))
+            site.batch_moments.clear()
+
 
 def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
-    """The hook for ``trainer.register_hooks``, made of ``trainer.cfg`` and ``trainer.data_loader``.
+    """Build the hook for ``trainer.register_hooks`` from ``trainer.cfg`` and ``trainer.data_loader``.
 
-    None where the activation is not PWLU.
+    Returns None if the activation is not PWLU.
 
     Raises:
-        ConfigError: phase I would last as long as the training.
+        ConfigError: phase I would not end before training does, or it is given in epochs and the data set has
+            no length.
     """
     if cfg.MODEL.ACTIVATION.NAME != "pwlu":
         return None
@@ -104,29 +125,40 @@ def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
 
 
 def _count_images(data_loader) -> int:
-    """Number of training images, after detectron2 has dropped those without annotations."""
-    # A detectron2 loader wraps batching over sampling over the data set, each in an attribute `dataset`.
+    """The number of training images, after detectron2 has dropped those without annotations."""
+    # detectron2 nests batching, sampling and the data set; each layer holds the next one as `dataset`.
     while hasattr(data_loader, "dataset"):
         data_loader = data_loader.dataset
-    return len(data_loader)
+    try:
+        return len(data_loader)
+    except TypeError as error:
+        raise ConfigError(
+            "MODEL.ACTIVATION.PWLU.PHASE1_EPOCHS: the data set has no length, so its epochs cannot be "
+            "counted; set MODEL.ACTIVATION.PWLU.PHASE1_ITERS instead"
+        ) from error
 
 
-def trainable_sites(model: nn.Module) -> list[PWLU]:
-    """All PWLUs of a model that are not frozen."""
-    return [m for m in model.modules() if isinstance(m, PWLU) and m.points.requires_grad]
+def trainable_sites(model: nn.Module) -> dict[str, PWLU]:
+    """All PWLUs of a model that are not frozen, by name."""
+    sites = {name: module for name, module in model.named_modules() if isinstance(module, PWLU)}
+    return {name: site for name, site in sites.items() if any(p.requires_grad for p in site.parameters())}
 
 
-def _pack(moments: Moments) -> Tensor:
-    """Count, sum and sum of squares, ``[1 + 2 P]``: these add over processes, and float64 has room for it."""
-    mean = moments.mean.double()
-    squares = moments.deviation.double() + moments.count * mean**2
-    return torch.cat([mean.new_tensor([moments.count]), moments.count * mean, squares])
+def _pack(site: PWLU) -> Tensor:
+    """Count, sum and sum of squares over all calls, ``[1 + 2 P]``, which can be summed over processes."""
+    packed = torch.zeros(
+        1 + 2 * site.running_mean.numel(), dtype=torch.float64, device=site.running_mean.device
+    )
+    for moments in site.batch_moments:
+        mean = moments.mean.double()
+        squares = moments.deviation.double() + moments.count * mean**2
+        packed += torch.cat([mean.new_tensor([moments.count]), moments.count * mean, squares])
+    return packed
 
 
 def _unpack(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation, ``[P]``."""
-    count = sums[0].clamp(min=1)
-    mean, mean_square = (sums[1:] / count).chunk(2)
+    """Mean and population standard deviation, ``[P]``; NaN if there are no elements."""
+    mean, mean_square = (sums[1:] / sums[0]).chunk(2)
     return mean, (mean_square - mean**2).clamp(min=0).sqrt()
 
 

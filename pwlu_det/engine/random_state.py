@@ -1,4 +1,4 @@
-"""Random numbers as a function of where in the training they are drawn, so that none of them need saving."""
+"""Random states derived from the position in training, so that none of them have to be saved."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 
 def seed_all(seed: int, *key: int) -> None:
-    """Seed the generators of Python, NumPy and torch (all devices) by numbers >= 0, all of which count."""
-    sequence = np.random.SeedSequence(seed, spawn_key=key)  # by which (1, 2) is not (1, 2, 0)
+    """Seed Python, NumPy and torch (all devices) from ``seed`` and ``key``, which are integers >= 0."""
+    sequence = np.random.SeedSequence(seed, spawn_key=key)  # distinguishes (1, 2) from (1, 2, 0)
     for_python, for_numpy, *for_torch = sequence.generate_state(4)
     random.seed(int(for_python))
     np.random.seed(for_numpy)
@@ -21,7 +21,7 @@ def seed_all(seed: int, *key: int) -> None:
 
 @contextmanager
 def seeded(seed: int, *key: int) -> Iterator[None]:
-    """Run a block as after :func:`seed_all`; behind it the CPU's generators go on where they were."""
+    """Context manager: call :func:`seed_all`, and restore the states of the CPU generators on exit."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed_all(seed, *key)
     try:

@@ -1,4 +1,4 @@
-"""What makes a resumed run the same, bit for bit, as one that was never interrupted."""
+"""Exact resume: a resumed run equals an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pwlu_det.checkpoint.checkpointer import Resumable
+from pwlu_det.engine.data_stream import enter_stream
+from pwlu_det.engine.gather import EachIteration
 from pwlu_det.engine.random_state import seed_all
 from pwlu_det.errors import CheckpointError
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
-# Keys, or beginnings of keys, that do not change what is learned.
+# Keys, or prefixes of keys, that do not affect the result of training.
 _FREE = (
     *("OUTPUT_DIR", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS"),
     *("MODEL.DEVICE", "MODEL.WEIGHTS", "SOLVER.CHECKPOINT_PERIOD"),
@@ -27,67 +29,72 @@ _FREE = (
 
 
 class ExactResume(HookBase):
-    """Enters the data stream where the run was; makes all else that is random a function of the iteration.
+    """Resumes the data stream where the run stopped, and seeds all other randomness by the iteration.
 
-    What no state dict has goes through this hook's: the config, the number of processes, and each process's
-    running ``loss_normalizer`` (of RetinaNet). It has to stand behind all hooks that run the model, and
-    before that which writes checkpoints.
+    The state dict of this hook holds what no other state dict does: the config, the number of processes, and
+    each process's running ``loss_normalizer`` (of RetinaNet). The hook must come after all hooks that run the
+    model in training, and before the one that writes checkpoints.
     """
 
     def __init__(self, cfg):
-        self.seed, self.period, self.config = cfg.SEED, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.dump()
-        self._normalizers: list[float | None] = []
+        self.seed, self.config = cfg.SEED, cfg.dump()
+        self._normalizers = EachIteration()
+        self._loaded = [None] * comm.get_world_size()
 
     def before_train(self) -> None:
-        self.trainer.data_loader.batch_sampler.first_batch = self.trainer.start_iter
+        enter_stream(self.trainer.data_loader, self.trainer.start_iter)
 
     def before_step(self) -> None:
         seed_all(self.seed, self.trainer.iter, comm.get_rank())
 
     def after_step(self) -> None:
-        next_iter = self.trainer.iter + 1
-        if next_iter % self.period == 0 or next_iter == self.trainer.max_iter:
-            normalizer = getattr(_without_ddp(self.trainer.model), "loss_normalizer", None)
-            self._normalizers = comm.all_gather(normalizer)
+        # In each iteration, since a checkpoint can be written after any of them.
+        normalizer = getattr(_without_ddp(self.trainer.model), "loss_normalizer", None)
+        if normalizer is not None:
+            self._normalizers(normalizer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"config": self.config, "loss_normalizers": self._normalizers}
+        return {"config": self.config, "loss_normalizers": self._normalizers.newest() or self._loaded}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        num_processes = len(state["loss_normalizers"])
+        self._loaded = state["loss_normalizers"]
+        num_processes = len(self._loaded)
         if num_processes != comm.get_world_size():
             logger.warning(
-                f"The run was of {num_processes} processes and is resumed with {comm.get_world_size()}: it "
-                "goes on, but its weights will not be exactly those of an uninterrupted run."
+                f"The checkpoint was saved by a run with {num_processes} processes and is resumed with "
+                f"{comm.get_world_size()}: the weights will not be exactly those of an uninterrupted run."
             )
-        _restore_normalizer(_without_ddp(self.trainer.model), state["loss_normalizers"])
+        _restore_normalizer(_without_ddp(self.trainer.model), self._loaded)
 
 
 class ResumablePreciseBN(PreciseBN):
-    """PreciseBN whose data go on where they were when the run was interrupted."""
+    """PreciseBN whose data stream continues where the interrupted run stopped."""
 
     def __init__(self, period: int, model: nn.Module, data_loader, num_iter: int):
         super().__init__(period, model, data_loader, num_iter)
-        self.period, self.sampler, self.num_iter = period, data_loader.batch_sampler, num_iter
+        self.period, self.data_loader, self.num_iter = period, data_loader, num_iter
 
     def before_train(self) -> None:
         if self.period > 0:
-            self.sampler.first_batch = self.trainer.start_iter // self.period * self.num_iter
+            enter_stream(self.data_loader, self.trainer.start_iter // self.period * self.num_iter)
 
 
 def warn_of_changes(resumable: Resumable, cfg) -> None:
-    """Log what matters to training and differs between ``cfg`` and the config of the run to be resumed."""
+    """Log the keys that affect training and differ between ``cfg`` and the config of the resumed run."""
     saved, file = _saved_config(resumable), resumable.file
     if saved is None:
-        logger.warning(f"{file} is of another trainer, whose seed is not known: its data start over.")
+        logger.warning(
+            f"{file} was not saved by pwlu_det.Trainer, so its seed is unknown: the order of the training "
+            "data will differ from that of the original run."
+        )
         return
     changes = describe_changes(saved, yaml.safe_load(cfg.dump()))
     if changes:
-        logger.warning(f"{file} was made with another config. Now changed:\n  " + "\n  ".join(changes))
+        logger.warning(f"{file} was saved with a different config. Changed keys:\n  " + "\n  ".join(changes))
 
 
 def describe_changes(old: dict, new: dict) -> list[str]:
-    """Lines of "KEY: old -> new" for what differs between two nested configs and matters to training."""
+    """Lines "KEY: old -> new" for the keys of two nested configs that affect training and differ."""
     before, after = _flatten(old), _flatten(new)
     keys = sorted(key for key in before.keys() | after.keys() if not key.startswith(_FREE))
     absent = "(no such key)"
@@ -96,11 +103,14 @@ def describe_changes(old: dict, new: dict) -> list[str]:
 
 
 def settle_seed(cfg, resumable: Resumable | None = None):
-    """A config whose ``SEED``, where it is negative, is the resumed run's, or a random one for all processes.
+    """Replace a negative ``SEED`` by that of the resumed run, or by a random one that all processes share.
 
     Args:
-        cfg: a config; it is not changed.
-        resumable: the checkpoint that is to be resumed, if any.
+        cfg: a config; it is not modified.
+        resumable: the checkpoint to be resumed, if any.
+
+    Returns:
+        ``cfg`` itself if its ``SEED`` is not negative, else a modified copy.
     """
     if cfg.SEED >= 0:
         return cfg
@@ -117,7 +127,7 @@ def _saved_config(resumable: Resumable) -> dict | None:
         state = resumable.content["trainer"].get("hooks", {}).get(ExactResume.__qualname__)
         return dict(yaml.safe_load(state["config"])) if state else None
     except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{resumable.file} has no trainer's state of a training: {error}") from error
+        raise CheckpointError(f"{resumable.file} has no valid trainer state: {error}") from error
 
 
 def _flatten(node: dict, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is particular to a family: initial values, options, randomness, norms."""
+"""Properties of individual activation families: initial values, options, randomness, norms."""
 
 import copy
 
@@ -25,7 +25,7 @@ def shapes(activation):
 
 # --- initial values -----------------------------------------------------------------------------
 
-CONSTANT_STARTS = {
+CONSTANT_INIT = {
     "relu": {},
     "swish": {},
     "relu6": {},
@@ -44,19 +44,19 @@ CONSTANT_STARTS = {
 }
 
 
-@pytest.mark.parametrize("name", CONSTANT_STARTS)
-def test_constant_starts(cfg, name):
+@pytest.mark.parametrize("name", CONSTANT_INIT)
+def test_constant_initial_values(cfg, name):
     cfg.MODEL.ACTIVATION.NAME = name
     for activation in (build_activation(name, 3), build_activation(cfg, 3)):
         parameters = dict(activation.named_parameters())
-        assert parameters.keys() == CONSTANT_STARTS[name].keys()
-        for key, value in CONSTANT_STARTS[name].items():
+        assert parameters.keys() == CONSTANT_INIT[name].keys()
+        for key, value in CONSTANT_INIT[name].items():
             assert torch.equal(parameters[key], torch.full((3,), value))
 
 
 def assert_normal(values, std):
     assert abs(values.mean()) < 0.2 * std and values.std().item() == pytest.approx(std, rel=0.1)
-    assert values.abs().max() > 2.2 * std  # a uniform distribution ends at 1.7
+    assert values.abs().max() > 2.2 * std  # a uniform distribution would end at 1.7 std
 
 
 def assert_uniform(values, bound):
@@ -64,7 +64,7 @@ def assert_uniform(values, bound):
     assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.1) and abs(values.mean()) < 0.2 * bound
 
 
-def test_acon_starts():
+def test_acon_init():
     acon_c, meta_acon = build_activation("acon_c", C), build_activation("meta_acon", C)
     assert shapes(acon_c) == {"p1": (C,), "p2": (C,), "beta": (C,)}
     assert torch.equal(acon_c.beta, torch.ones(C))
@@ -87,14 +87,14 @@ def test_hidden_channels_of_meta_acon(channels, reduction, hidden):
 
 
 @pytest.mark.parametrize("hinges", [1, 3, 5])
-def test_apl_starts(hinges):
+def test_apl_init(hinges):
     activation = APL(C, hinges)
     assert shapes(activation) == {"slopes": (hinges, C), "offsets": (hinges, C)}
     assert_uniform(activation.slopes, 0.5 / hinges)
     assert_normal(activation.offsets, 0.5)
 
 
-def test_frelu_starts():
+def test_frelu_init():
     activation = build_activation("frelu", C)
     assert shapes(activation) == {
         **{"conv.weight": (C, 1, 3, 3), "conv.bias": (C,)},
@@ -108,7 +108,7 @@ def test_frelu_starts():
 
 @pytest.mark.parametrize("start, slope", [("leaky_relu", 0.01), ("relu", 0.0)])
 @pytest.mark.parametrize("family", [PAU, RPAU])
-def test_pau_starts(family, start, slope):
+def test_pau_init(family, start, slope):
     layer_wise = family(3, start=start).eval()
     assert shapes(layer_wise) == {"numerator": (1, 6), "denominator": (1, 4)}
     channel_wise = family(3, channel_wise=True, start=start).eval()
@@ -121,7 +121,7 @@ def test_pau_starts(family, start, slope):
         family(3, start="tanh")
 
 
-def test_slaf_starts_as_the_best_parabola_for_relu():
+def test_slaf_starts_as_the_least_squares_fit_to_relu():
     activation = build_activation("slaf", 3)
     assert shapes(activation) == {"coefficients": (3, 4)}
     x = torch.linspace(-3, 3, 20001, dtype=torch.float64)
@@ -142,7 +142,7 @@ def test_swish_with_a_trainable_beta_starts_as_swish(cfg):
 # --- options ------------------------------------------------------------------------------------
 
 
-def test_options_arrive(cfg):
+def test_config_options_are_applied(cfg):
     node = cfg.MODEL.ACTIVATION
     node.APL.NUM_HINGES = 5
     node.PAU.CHANNEL_WISE, node.PAU.START = True, "relu"
@@ -166,13 +166,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_an_argument_out_of_its_range_is_named(message):
+def test_error_names_the_argument_out_of_range(message):
     with pytest.raises(ValueError, match=message):
         WRONG[message]()
 
 
 @pytest.mark.parametrize("norm, expected", [("BN", nn.BatchNorm2d), ("GN", nn.GroupNorm), ("", nn.Identity)])
-def test_the_norm_is_the_resnet_s(cfg, norm, expected):
+def test_norm_is_that_of_the_resnet(cfg, norm, expected):
     cfg.MODEL.ACTIVATION.NAME, cfg.MODEL.RESNETS.NORM = "frelu", norm
     assert type(build_activation(cfg, 32).norm) is expected
     if norm != "GN":
@@ -181,10 +181,10 @@ def test_the_norm_is_the_resnet_s(cfg, norm, expected):
         assert type(activation.bn1) is type(activation.bn2) is expected
 
 
-# --- randomised activations ---------------------------------------------------------------------
+# --- randomized activations ---------------------------------------------------------------------
 
 
-def test_rrelu_draws_a_slope_for_each_element_in_training():
+def test_rrelu_draws_one_slope_per_element_in_training():
     activation, x = build_activation("rrelu", 3), torch.cat([torch.randn(100, 3), -torch.ones(400, 3)])
     slopes = activation(x)[x < 0] / x[x < 0]
     assert slopes.min() >= 1 / 8 - 1e-6 and slopes.max() <= 1 / 3 + 1e-6 and slopes.std() > 0.05
@@ -192,12 +192,12 @@ def test_rrelu_draws_a_slope_for_each_element_in_training():
     torch.testing.assert_close(activation.eval()(x)[x < 0] / x[x < 0], torch.full_like(slopes, 11 / 48))
 
 
-def test_rpau_draws_for_each_element_in_training_and_is_pau_in_evaluation():
+def test_rpau_draws_per_element_in_training_and_is_pau_in_evaluation():
     activation, pau = RPAU(3, alpha=0.1), PAU(3)
     x = torch.full((2, 3, 50), 0.7, requires_grad=True)
     y = activation(x)
     assert y.unique().numel() > 290
-    # Q is at least 1 and its terms are off by at most a tenth, as are P's.
+    # Q is at least 1, and the terms of P and Q are off by at most 10%.
     assert (y / pau(x)).min() > 0.9 / 1.1 and (y / pau(x)).max() < 1.1 / 0.9
     assert not torch.equal(activation(x), y)
     torch.manual_seed(3)
@@ -213,7 +213,7 @@ def test_rpau_draws_for_each_element_in_training_and_is_pau_in_evaluation():
 # --- Meta-ACON ----------------------------------------------------------------------------------
 
 
-def test_a_single_sample_is_one_clear_error_in_training():
+def test_single_sample_raises_a_clear_error_in_training():
     x = torch.randn(1, 3, 4, 4)
     activation = MetaAcon(3)
     with pytest.raises(
@@ -226,8 +226,8 @@ def test_a_single_sample_is_one_clear_error_in_training():
         MetaAcon(3, mode=mode)(x)
 
 
-def test_beta_of_meta_acon_is_of_each_sample_channel_and_pixel():
-    """Whether a change of one element changes others' outputs."""
+def test_meta_acon_beta_depends_on_the_inputs_of_its_mode():
+    """Change one element of the input and see which elements of the output change."""
     x = torch.randn(2, 3, 4, 4)
     moved = x.clone()
     moved[0, 1, 2, 2] += 3
@@ -235,11 +235,11 @@ def test_beta_of_meta_acon_is_of_each_sample_channel_and_pixel():
         activation = MetaAcon(3, mode=mode).eval()
         changed = activation(moved) != activation(x)
         assert not changed[1].any(), mode
-        # A channel's mean reaches all channels of its sample through the two convolutions.
+        # The mean of one channel affects all channels of its sample through the two convolutions.
         assert changed.sum() >= 0.9 * expected and (mode != "pixel" or changed.sum() == 1), mode
 
 
-def test_beta_is_as_exact_for_half_input_as_for_float():
+def test_beta_is_as_precise_for_bfloat16_as_for_float32_input():
     activation = MetaAcon(64).eval()
     x = torch.randn(2, 64, 8, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
@@ -262,7 +262,7 @@ def trained_frelu(channels=3, **options):
     return module
 
 
-def test_frelu_trains_and_evaluates_as_the_three_plain_operations():
+def test_frelu_matches_the_three_plain_operations_in_training_and_evaluation():
     ours = trained_frelu()
     plain = copy.deepcopy(ours)
     for step in range(3):
@@ -278,7 +278,7 @@ def test_frelu_trains_and_evaluates_as_the_three_plain_operations():
 @pytest.mark.parametrize(
     "norm", ["FrozenBN", "GN", "LN", "naiveSyncBN", "momentum None", "no statistics", "no norm"]
 )
-def test_frelu_with_other_norms_equals_the_plain_operations(norm):
+def test_frelu_with_other_norms_matches_the_plain_operations(norm):
     build = {
         "momentum None": lambda c: nn.BatchNorm2d(c, momentum=None),
         "no statistics": lambda c: nn.BatchNorm2d(c, track_running_stats=False),
@@ -295,7 +295,7 @@ def test_frelu_with_other_norms_equals_the_plain_operations(norm):
         torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
-def test_precise_bn_sees_the_norm_of_frelu():
+def test_precise_bn_updates_the_norm_of_frelu():
     ours = trained_frelu()
     batches = [torch.randn(4, 3, 6, 5) for _ in range(3)]
     plain = nn.Sequential(copy.deepcopy(ours.conv), copy.deepcopy(ours.norm))
@@ -306,7 +306,7 @@ def test_precise_bn_sees_the_norm_of_frelu():
     assert ours.norm.running_mean.abs().max() > 0
 
 
-def test_the_fold_is_never_stale():
+def test_folded_norm_is_never_stale():
     module, x = trained_frelu().eval(), torch.randn(2, 3, 6, 5)
     before = module(x)
     module.load_state_dict(trained_frelu().state_dict())

@@ -1,4 +1,4 @@
-"""F-ReLU under SyncBN: processes with a batch each are as one with all of it."""
+"""F-ReLU with SyncBN: several processes match a single process that has the whole batch."""
 
 import contextlib
 
@@ -13,14 +13,14 @@ from pwlu_det.activations import FReLU
 
 RANKS, CHANNELS, STEPS = 2, 3, 3
 
-# images on each rank, their height and width, their mean by rank, dtype and layout; options of the norm
+# Number of images on each rank, their height and width, mean on each rank, dtype and layout; norm options.
 CASES = {
     "uneven": {"images": (2, 3)},
-    "nothing on one rank": {"images": (0, 4)},
+    "empty on one rank": {"images": (0, 4)},
     "float64": {"dtype": torch.float64},
     "bfloat16": {"dtype": torch.bfloat16},
     "channels last": {"channels_last": True},
-    "means that differ": {"means": (1000.0, 1003.0)},
+    "different means": {"means": (1000.0, 1003.0)},
     "one pixel each": {"images": (1, 1), "size": (1, 1)},
     "momentum None": {"options": {"momentum": None}},
     "no running statistics": {"options": {"track_running_stats": False}},
@@ -37,7 +37,7 @@ def make_module(norm, dtype=torch.float32, options=None) -> FReLU:
 
 
 def make_batches(step, case=None):
-    """x and its gradient for each rank."""
+    """For each rank, yield x and the gradient of the output."""
     case = case or {}
     random = torch.Generator().manual_seed(step)
     layout = torch.channels_last if case.get("channels_last") else torch.contiguous_format
@@ -49,7 +49,7 @@ def make_batches(step, case=None):
 
 
 def train(module, x, grad):
-    """Output, gradients of x and the parameters, buffers."""
+    """Return the output, the gradients of x and the parameters, and the buffers."""
     y = module(x)
     gradients = torch.autograd.grad(y, (x, *module.parameters()), grad)
     return [t.detach().clone() for t in (y, *gradients, *module.buffers())]
@@ -80,7 +80,7 @@ def run_rank(rank: int, folder: str) -> None:
     ):
         named(x)
     results["kept"] = sum(size >= x.numel() for size in kept.values())
-    if rank == 0:  # nobody to pool with
+    if rank == 0:  # a collective operation would hang here, since the other rank does not take part
         results["evaluated"] = converted.eval()(x).detach()
     torch.save(results, f"{folder}/rank{rank}.pth")
     dist.destroy_process_group()
@@ -88,7 +88,7 @@ def run_rank(rank: int, folder: str) -> None:
 
 @contextlib.contextmanager
 def count_all_reduces():
-    """Gives a list that gets the dtype of each."""
+    """Yield a list to which the dtype of each all-reduce is appended."""
     dtypes, all_reduce = [], dist.all_reduce
     dist.all_reduce = lambda tensor, **options: dtypes.append(tensor.dtype) or all_reduce(tensor, **options)
     yield dtypes
@@ -107,7 +107,7 @@ def tolerance(dtype):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_processes_are_as_one(ranks, name):
+def test_processes_match_a_single_process(ranks, name):
     case = CASES[name]
     dtype = case.get("dtype", torch.float32)
     single = make_module(nn.BatchNorm2d, dtype, case.get("options"))
@@ -127,33 +127,33 @@ def test_processes_are_as_one(ranks, name):
                 actual = sum(parts)
             else:
                 actual = parts[0]
-                assert torch.equal(*parts), "buffers are the same on all ranks"
+                assert torch.equal(*parts), "buffers differ between ranks"
             torch.testing.assert_close(actual, whole, **close)
 
 
 @pytest.mark.parametrize("name", ["converted", "named", "compiled"])
-def test_however_it_comes_about(ranks, name):
+def test_norm_created_in_other_ways(ranks, name):
     for rank in ranks:
         torch.testing.assert_close(rank[name], rank["uneven"][0])
 
 
-def test_a_process_that_is_alone_in_its_group(ranks):
+def test_process_group_of_one_rank(ranks):
     for rank, (x, grad) in zip(ranks, make_batches(0)):
         torch.testing.assert_close(rank["alone"], train(make_module(nn.BatchNorm2d), x, grad))
 
 
-def test_two_tensors_of_the_size_of_x_are_kept(ranks):
+def test_two_tensors_the_size_of_x_are_saved_for_backward(ranks):
     assert [rank["kept"] for rank in ranks] == [2, 2]
 
 
-def test_in_evaluation_nothing_is_pooled(ranks):
+def test_evaluation_does_not_synchronize(ranks):
     whole = make_module(nn.BatchNorm2d)
     xs, grads = zip(*make_batches(0))
     train(whole, torch.cat(xs).detach().requires_grad_(), torch.cat(grads))
     torch.testing.assert_close(ranks[0]["evaluated"], whole.eval()(xs[0]).detach())
 
 
-def test_without_processes_it_is_batch_norm():
+def test_without_a_process_group_it_is_batch_norm():
     (x, grad), _ = make_batches(0)
     torch.testing.assert_close(
         train(make_module(nn.SyncBatchNorm), x, grad), train(make_module(nn.BatchNorm2d), x, grad)

@@ -1,4 +1,4 @@
-"""Where each activation stands in a detector, and how its parameters are optimised."""
+"""Where each activation is placed in a detector, and how its parameters are optimized."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def backbone(cfg, name, depth=50, **activation):
     cfg.MODEL.ACTIVATION.PWLU.REALIGN = False
     for key, value in activation.items():
         cfg.MODEL.ACTIVATION[key] = value
-    with torch.device("meta"):  # places alone are looked at
+    with torch.device("meta"):  # only the placement is checked
         return build_backbone(cfg, ShapeSpec(channels=3))
 
 
@@ -44,10 +44,10 @@ def found(model, name):
 
 
 @pytest.mark.parametrize("name", PLACEMENT)
-def test_each_activation_stands_where_its_authors_put_it(cfg, name):
+def test_each_activation_is_placed_as_in_its_paper(cfg, name):
     model = backbone(cfg, name)
     assert found(model, name) == PLACEMENT[name]
-    # Other places of the blocks that are converted; blocks that are not call ReLU without a module.
+    # Converted blocks have an nn.ReLU at their other positions; the remaining blocks call F.relu.
     converted = {site.rpartition(".")[0] for site in PLACEMENT[name]}
     relus = {path for path, m in model.named_modules() if type(m) is nn.ReLU}
     assert relus == {s for s in EVERYWHERE - PLACEMENT[name] if s.rpartition(".")[0] in converted}
@@ -61,7 +61,7 @@ def test_basic_blocks(cfg):
     assert found(backbone(cfg, "frelu", 18), "frelu") == places
 
 
-def test_stages_and_positions_are_the_user_s_where_given(cfg):
+def test_configured_stages_and_positions_override_the_defaults(cfg):
     model = backbone(cfg, "meta_acon", STAGES=["res5"], POSITIONS=["act3"])
     assert found(model, "meta_acon") == sites(["res5"], ["act3"])
 
@@ -87,7 +87,7 @@ def test_norms_of_frozen_activations_are_frozen(cfg):
 
 
 @pytest.mark.parametrize("name", ["frelu", "meta_acon", "acon_c", "pau"])
-def test_optimiser_groups(cfg, name):
+def test_optimizer_groups(cfg, name):
     set_detector(cfg, "retinanet")
     cfg.MODEL.ACTIVATION.NAME = name
     cfg.MODEL.ACTIVATION.LR_FACTOR, cfg.MODEL.ACTIVATION.WEIGHT_DECAY = 0.5, 0.003
@@ -115,7 +115,7 @@ def test_optimiser_groups(cfg, name):
     assert seen == set(dict(get_activation(name)(8).named_parameters()))
 
 
-def test_meta_acon_refuses_a_batch_of_one_by_name(cfg):
+def test_meta_acon_rejects_a_batch_of_one(cfg):
     set_detector(cfg, "retinanet")
     cfg.MODEL.ACTIVATION.NAME = "meta_acon"
     model = build(cfg).train()
@@ -134,7 +134,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("key", WRONG)
-def test_a_wrong_option_is_named_before_anything_is_built(cfg, key):
+def test_invalid_option_is_reported_before_anything_is_built(cfg, key):
     set_detector(cfg, "retinanet")
     cfg.MODEL.ACTIVATION.NAME, value, message = WRONG[key]
     check_config(cfg)
@@ -146,7 +146,7 @@ def test_a_wrong_option_is_named_before_anything_is_built(cfg, key):
 def test_meta_acon_has_too_few_channels_for_group_norm(cfg):
     set_detector(cfg, "retinanet", norm="GN")
     cfg.MODEL.ACTIVATION.NAME = "meta_acon"
-    with pytest.raises(ConfigError, match="NORM is 'GN'; it must be BN, SyncBN or FrozenBN where"):
+    with pytest.raises(ConfigError, match="NORM is 'GN'; it must be BN, SyncBN or FrozenBN if"):
         check_config(cfg)
     cfg.MODEL.ACTIVATION.META_ACON.MODE = "pixel"
     check_config(cfg)

@@ -12,7 +12,7 @@ from pwlu_det.activations import PWLU
 from pwlu_det.activations.pwlu import COLLECTING, LEARNING
 
 PARAMETERS = {"points", "left_bound", "right_bound", "left_slope", "right_slope"}
-# Statistics, and what follows from them, are computed in float32.
+# Statistics, and values derived from them, are computed in float32.
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
 layer_or_channel_wise = pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def collecting_site(*args, **options) -> PWLU:
 
 
 def batches(number=3, dtype=torch.float32):
-    """The same at each call: their channels differ in mean and width, and so do they from each other."""
+    """The same batches on each call; mean and spread differ between channels and between batches."""
     random = torch.Generator().manual_seed(1)
     mean, width = torch.tensor([[[-2.0], [0.5], [3.0]], [[0.3], [4.0], [2.0]]])[..., None]
     noise = (torch.randn(2 + i, 3, 4, 5, generator=random) * (1 + i) for i in range(number))
@@ -40,7 +40,7 @@ def batches(number=3, dtype=torch.float32):
 
 
 def trained_site(**options) -> PWLU:
-    """In phase II, with every parameter away from its start."""
+    """A site in phase II, with every parameter moved from its initial value."""
     site = collecting_site(3, 8, **options)
     for x in batches():
         site(x)
@@ -103,11 +103,11 @@ FORWARDS = {
 
 
 @pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS)
-def test_only_training_collects(forward):
+def test_only_training_collects_statistics(forward):
     site, inputs = collecting_site(3), batches()
     site(inputs[0])
     before = snapshot(site)
-    assert torch.equal(forward(site, inputs[1]), inputs[1].relu())
+    torch.testing.assert_close(forward(site, inputs[1]), inputs[1].relu(), rtol=1e-6, atol=1e-6)
     assert_same_state(site, before)
 
 
@@ -125,7 +125,7 @@ def test_phase_2_collects_nothing():
     assert_same_state(site, before)
 
 
-def test_begin_collecting_forgets_what_was_collected():
+def test_begin_collecting_resets_the_statistics():
     site, inputs = trained_site(), batches()
     site.begin_collecting()
     assert site.collecting and site.phase == COLLECTING and site.num_batches == 0
@@ -133,7 +133,7 @@ def test_begin_collecting_forgets_what_was_collected():
     assert_statistics(site, [inputs[2]])
 
 
-def test_parameters_are_in_the_graph_but_keep_every_bit():
+def test_phase_1_parameters_are_in_the_graph_but_do_not_change():
     site = collecting_site(3)
     net = nn.Sequential(nn.Conv2d(3, 3, 1), site, nn.Conv2d(3, 1, 1))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
@@ -151,7 +151,7 @@ def test_parameters_are_in_the_graph_but_keep_every_bit():
     assert site.num_batches == 3
 
 
-# --- the switch ---------------------------------------------------------------------------------
+# --- the switch to phase II ---------------------------------------------------------------------
 
 
 @layer_or_channel_wise
@@ -181,27 +181,27 @@ def test_realign_is_in_place():
         assert parameter.requires_grad and parameter.is_leaf, name
 
 
-def test_realigned_function_is_relu_but_for_the_interval_that_holds_zero():
+def test_realigned_function_is_relu_except_in_the_interval_containing_zero():
     site = collecting_site(4, 16)
     scale, shift = torch.tensor([1.0, 0.1, 2.0, 1.0]), torch.tensor([0.3, 5.0, -0.9, -20.0])
     site(torch.randn(64, 4, 9) * scale[:, None] + shift[:, None])
     site.realign()
     left, right = site.left_bound.detach(), site.right_bound.detach()
-    holds_zero = (left < 0) & (right > 0)
-    assert holds_zero.tolist() == [True, False, True, False]
+    contains_zero = (left < 0) & (right > 0)
+    assert contains_zero.tolist() == [True, False, True, False]
     x = torch.linspace(-25, 25, 5001)[:, None].expand(-1, 4)
     difference = (site(x) - x.relu()).abs()
     interval = (right - left) / 16
-    around_zero = holds_zero & (((x - left) / interval).floor() == (-left / interval).floor())
-    # Where the bounds do not hold zero, equation 6 (K_L = 0, K_R = 1) is ReLU between them only.
-    is_relu = torch.where(holds_zero, ~around_zero, (x >= left) & (x < right))
-    # Bounds and points of up to 23 are rounded to float32, by up to 1e-6 each.
+    around_zero = contains_zero & (((x - left) / interval).floor() == (-left / interval).floor())
+    # If zero is outside the bounds, equation 6 (K_L = 0, K_R = 1) is ReLU only between them.
+    is_relu = torch.where(contains_zero, ~around_zero, (x >= left) & (x < right))
+    # Bounds and points up to 23 are rounded to float32, with an error of up to 1e-6 each.
     assert difference[is_relu].max() < 1e-5
-    assert (difference <= interval / 4 + 1e-5)[around_zero].all()  # the chord over the kink
+    assert (difference <= interval / 4 + 1e-5)[around_zero].all()  # the chord across the kink
 
 
 @pytest.mark.parametrize("value", [2.5, -1.0, 0.0])
-def test_a_channel_without_variance_is_widened(value):
+def test_bounds_of_a_constant_channel_are_widened(value):
     site = collecting_site(2, 4)
     site(torch.stack([torch.full((6, 5), value), torch.randn(6, 5)], dim=1))
     site.realign()
@@ -209,7 +209,7 @@ def test_a_channel_without_variance_is_widened(value):
     np.testing.assert_allclose(site.left_bound[0].item(), knots[0], **CLOSE)
     np.testing.assert_allclose(site.right_bound[0].item(), knots[-1], **CLOSE)
     np.testing.assert_allclose(site.points[0].detach().numpy(), np.maximum(knots, 0), **CLOSE)
-    assert site.right_bound[1] - site.left_bound[1] > 3  # the live channel is left alone
+    assert site.right_bound[1] - site.left_bound[1] > 3  # the other channel is not widened
 
 
 def test_realign_without_a_batch_keeps_the_bounds():
@@ -233,13 +233,13 @@ def test_phase_2_learns():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 @layer_or_channel_wise
-def test_another_dtype_goes_through_both_phases(channel_wise, dtype):
+def test_other_dtypes_work_in_both_phases(channel_wise, dtype):
     site = collecting_site(3, 16, channel_wise).to(dtype)
     x = batches(dtype=dtype)[0]
     assert torch.equal(site(x), x.relu())
     site.realign()
     mu, sigma = oracle.running([x.double().numpy()], len(site.running_mean))
-    # Bounds of about 10 are rounded to dtype, as are the statistics that they come from.
+    # Bounds of about 10, and the statistics that determine them, are rounded to dtype.
     unit = 40 * torch.finfo(dtype).eps
     for name, value in oracle.realigned(mu, sigma, 16).items():
         parameter = getattr(site, name)
@@ -260,7 +260,7 @@ def test_another_dtype_goes_through_both_phases(channel_wise, dtype):
 # --- saving and loading -------------------------------------------------------------------------
 
 
-def through_a_file(state_dict):
+def save_and_load(state_dict):
     file = io.BytesIO()
     torch.save(state_dict, file)
     file.seek(0)
@@ -276,15 +276,15 @@ def phase_1_site(**options) -> PWLU:
 @layer_or_channel_wise
 @pytest.mark.parametrize("make_target", [PWLU, collecting_site, phase_1_site, trained_site])
 @pytest.mark.parametrize("make_source", [phase_1_site, trained_site])
-def test_a_file_brings_phase_statistics_and_function(make_source, make_target, channel_wise):
+def test_checkpoint_restores_phase_statistics_and_function(make_source, make_target, channel_wise):
     source = make_source(channel_wise=channel_wise)
     size = () if make_target in (phase_1_site, trained_site) else (3, 8)
     target = make_target(*size, channel_wise=channel_wise)
-    target.load_state_dict(through_a_file(source.state_dict()))
+    target.load_state_dict(save_and_load(source.state_dict()))
     assert_same_state(target, source)
     assert target.collecting == source.collecting
     inputs = batches()[1:]
-    for x in inputs:  # both go on in the same way
+    for x in inputs:  # both continue identically
         assert torch.equal(target(x), source(x))
     assert_same_state(target, source)
     if source.collecting:
@@ -296,7 +296,7 @@ def test_a_file_brings_phase_statistics_and_function(make_source, make_target, c
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("other", [{"num_intervals": 8}, {"channel_wise": False}], ids=["N", "layer-wise"])
-def test_a_file_of_another_size_is_an_error_that_names_the_site(other, strict):
+def test_checkpoint_of_another_size_raises_an_error_naming_the_site(other, strict):
     net = nn.ModuleDict({"act1": PWLU(3, 16)})
     saved = nn.ModuleDict({"act1": PWLU(3, **other)}).state_dict()
     with pytest.raises(RuntimeError, match=r"act1\.points"):
@@ -304,18 +304,18 @@ def test_a_file_of_another_size_is_an_error_that_names_the_site(other, strict):
 
 
 @pytest.mark.parametrize("lacking", sorted(PARAMETERS))
-def test_a_part_of_the_parameters_is_an_error_that_names_the_site(lacking):
+def test_missing_parameter_raises_an_error_naming_the_site(lacking):
     net = nn.ModuleDict({"act1": PWLU(3)})
     before, saved = snapshot(net), nn.ModuleDict({"act1": trained_site()}).state_dict()
     del saved[f"act1.{lacking}"]
     with pytest.raises(
-        RuntimeError, match=rf"'act1' \({lacking} missing.*NUM_INTERVALS than 16.*CHANNEL_WISE"
+        RuntimeError, match=rf"'act1' \({lacking} missing.*NUM_INTERVALS other than 16.*CHANNEL_WISE"
     ):
         net.load_state_dict(saved, strict=False)
     assert_same_state(net, before)
 
 
-def test_parameters_by_themselves_mean_phase_2():
+def test_checkpoint_with_only_parameters_means_phase_2():
     source, target = trained_site(), phase_1_site()
     target.load_state_dict({k: v for k, v in source.state_dict().items() if k in PARAMETERS}, strict=False)
     assert not target.collecting and target.phase == LEARNING
@@ -324,7 +324,7 @@ def test_parameters_by_themselves_mean_phase_2():
 
 
 @pytest.mark.parametrize("make_site", [phase_1_site, trained_site])
-def test_a_file_without_the_site_leaves_it_alone(make_site):
+def test_checkpoint_without_the_site_leaves_it_unchanged(make_site):
     net = nn.ModuleDict({"conv": nn.Conv2d(3, 3, 1), "act1": make_site()})
     before, collecting = snapshot(net["act1"]), net["act1"].collecting
     net.load_state_dict({"conv.weight": torch.zeros(3, 3, 1, 1)}, strict=False)
@@ -336,7 +336,7 @@ def test_a_file_without_the_site_leaves_it_alone(make_site):
     "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
 )
 @pytest.mark.parametrize("make_site", [phase_1_site, trained_site])
-def test_a_copy_is_the_same_and_apart(make_site, duplicate):
+def test_copy_is_equal_and_independent(make_site, duplicate):
     site = make_site()
     other, before, x = duplicate(site), snapshot(site), batches()[1]
     assert_same_state(other, site)

@@ -15,10 +15,10 @@ def test_starts_as_relu_everywhere_when_n_is_even(n, init_bound, channel_wise):
     torch.testing.assert_close(site(x), x.relu(), rtol=1e-6, atol=1e-6 * init_bound)
 
 
-def test_an_odd_n_starts_as_relu_but_for_the_interval_that_holds_zero():
+def test_odd_n_starts_as_relu_except_in_the_interval_containing_zero():
     x = torch.linspace(-6, 6, 1201)[:, None]
     difference = (PWLU(1, 3)(x) - x.relu()).abs()
-    middle = x.abs() < 0.999  # of three intervals of length 2
+    middle = x.abs() < 0.999  # the second of three intervals of length 2
     assert difference[~middle].max() < 1e-6
     assert difference[middle].max().item() == pytest.approx(0.5)
 
@@ -52,7 +52,7 @@ def test_names_in_the_state_dict():
         ("num_sigma", [0.0, -1.0, float("inf"), float("nan")]),
     ],
 )
-def test_an_argument_out_of_its_range_is_named(argument, values):
+def test_error_names_the_argument_out_of_range(argument, values):
     for value in values:
         with pytest.raises(ValueError, match=f"PWLU: {argument} is {value}; it must be"):
             PWLU(**{"num_channels": 3, argument: value})

@@ -1,4 +1,4 @@
-"""A user's own activation: one decorated class, which YAML can name and give options."""
+"""Custom activations: one decorated class, which is selected and configured in YAML."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from pwlu_det.config import load_config
 
 
 @pytest.fixture
-def own():
+def bounded_below():
     """max(x, b) with one learned b per channel."""
 
     @pwlu_det.register_activation("bounded_below")
@@ -32,7 +32,7 @@ def own():
 
 
 def configure(tmp_path, text):
-    file = tmp_path / "own.yaml"
+    file = tmp_path / "custom.yaml"
     file.write_text(f"MODEL: {{ACTIVATION: {{NAME: bounded_below, {text}}}}}")
     cfg = load_config(str(file), [])
     set_detector(cfg, "retinanet")
@@ -41,13 +41,13 @@ def configure(tmp_path, text):
     return cfg
 
 
-def test_a_decorated_class_is_used_from_yaml(own, tmp_path):
+def test_decorated_class_is_selected_and_configured_in_yaml(bounded_below, tmp_path):
     cfg = configure(tmp_path, "LR_FACTOR: 2.0, BOUNDED_BELOW: {START: -0.5}")
     assert cfg.MODEL.ACTIVATION.BOUNDED_BELOW == {"START": -0.5, "SCALE": 1}
     pwlu_det.check_config(cfg)
     model = build(cfg)
     site = model.backbone.bottom_up.res2[0].act1
-    assert type(site) is own and type(site.norm) is nn.BatchNorm2d
+    assert type(site) is bounded_below and type(site.norm) is nn.BatchNorm2d
     assert torch.equal(site.bound, torch.full_like(site.bound, -0.5))
     optimizer = pwlu_det.build_optimizer(cfg, model)
     (group,) = (g for g in optimizer.param_groups if any(p is site.bound for p in g["params"]))
@@ -64,7 +64,7 @@ def test_a_decorated_class_is_used_from_yaml(own, tmp_path):
         ("BOUNDED_BELOW: {SCALE: 3}", r"MODEL.ACTIVATION.BOUNDED_BELOW: three is too many"),
     ],
 )
-def test_an_option_that_the_class_refuses_is_named_by_its_key(own, tmp_path, text, message):
+def test_error_names_the_config_key_of_a_rejected_option(bounded_below, tmp_path, text, message):
     cfg = configure(tmp_path, text)
     state = torch.get_rng_state()
     with pytest.raises(pwlu_det.ConfigError, match=f"^{message}$"):
@@ -73,22 +73,24 @@ def test_an_option_that_the_class_refuses_is_named_by_its_key(own, tmp_path, tex
 
 
 @pytest.mark.parametrize("text", ["BOUNDED_BELOW: {STOP: 2.0}", "BOUNDED_BELOW: {NORM: GN}"])
-def test_an_unknown_option_is_an_unknown_key(own, tmp_path, text):
+def test_unknown_option_is_an_unknown_config_key(bounded_below, tmp_path, text):
     with pytest.raises(pwlu_det.ConfigError, match=r"Non-existent config key: .*BOUNDED_BELOW"):
         configure(tmp_path, text)
 
 
-def test_registering_by_name_works_in_python_alone(own):
+def test_registered_activation_can_be_built_without_a_config(bounded_below):
     assert torch.equal(pwlu_det.build_activation("bounded_below", 3).bound, torch.full((3,), -1.0))
     assert pwlu_det.activations.build_activation("bounded_below", 3, start=-2.0).bound[0] == -2
 
 
-def test_what_cannot_be_registered(own):
+def test_invalid_registrations_are_rejected(bounded_below):
     with pytest.raises(ValueError, match=r"the name 'pwlu' is already that of .*PWLU"):
-        pwlu_det.register_activation("pwlu")(own)
+        pwlu_det.register_activation("pwlu")(bounded_below)
     with pytest.raises(ValueError, match=r"register_activation\('mine'\): the constructor of GELU must"):
         pwlu_det.register_activation("mine")(nn.GELU)
-    with pytest.raises(ValueError, match="the constructor of Needy must take num_channels, and then options"):
+    with pytest.raises(
+        ValueError, match="the constructor of Needy must take num_channels, followed by options"
+    ):
 
         @pwlu_det.register_activation("needy")
         class Needy(nn.Module):
@@ -98,14 +100,14 @@ def test_what_cannot_be_registered(own):
     assert "mine" not in ACTIVATIONS and "needy" not in ACTIVATIONS
 
 
-def test_an_option_node_that_would_hide_a_key_is_refused(cfg):
+def test_option_node_that_would_hide_a_config_key_is_rejected(cfg):
     @pwlu_det.register_activation("stages")
     class Stages(nn.Module):
         def __init__(self, num_channels, start=0.0):
             super().__init__()
 
     try:
-        with pytest.raises(pwlu_det.ConfigError, match=r"MODEL.ACTIVATION.STAGES is a key of its own"):
+        with pytest.raises(pwlu_det.ConfigError, match=r"MODEL.ACTIVATION.STAGES is already another key"):
             pwlu_det.add_pwlu_config(cfg)
     finally:
         del ACTIVATIONS["stages"]

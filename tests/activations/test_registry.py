@@ -1,4 +1,4 @@
-"""What holds for every activation: dtype and layout, formula, gradients, compile, export, checkpoints."""
+"""Tests of every activation: dtype and layout, formula, gradients, compile, export, checkpoints."""
 
 import io
 
@@ -14,9 +14,9 @@ from pwlu_det.activations.registry import ACTIVATIONS, keeps_channels
 
 NAMES = tuple(ACTIVATIONS)
 OF_THE_SAME_SHAPE = tuple(filter(keeps_channels, NAMES))
-# Some end in 3, the number of channels, which a parameter of [3] would wrongly broadcast to.
+# Some end in 3, the number of channels, to which a parameter of shape [3] would wrongly broadcast.
 SHAPES = ((6, 3), (4, 3, 5), (2, 3, 4, 3), (2, 3, 2, 4, 3))
-# In the activation's own dtype: a few roundings of values of up to about 8.
+# By the dtype of the input: a few rounding errors of values up to about 8.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.06}
 
 
@@ -27,7 +27,7 @@ def seed():
 
 @pytest.fixture
 def build(cfg):
-    """Build an activation for 3 channels from a config, with options of its family."""
+    """Build an activation for 3 channels from a config with the given options."""
 
     def build(name, **options):
         cfg.MODEL.ACTIVATION.NAME = name
@@ -39,8 +39,8 @@ def build(cfg):
     return build
 
 
-def shuffle(activation):
-    """Move every parameter from its start, each channel's by another amount."""
+def perturb(activation):
+    """Move every parameter from its initial value, by a different amount for each channel."""
     with torch.no_grad():
         for parameter in activation.parameters():
             parameter.add_(torch.rand_like(parameter) * 0.5)
@@ -48,21 +48,21 @@ def shuffle(activation):
 
 
 def activations(build):
-    """All of them, by name and by options."""
-    yield from ((name, shuffle(build_activation(name, 3))) for name in OF_THE_SAME_SHAPE)
-    yield "swish", shuffle(build("swish", TRAINABLE_BETA=True))
-    yield "pwlu", shuffle(build("pwlu", REALIGN=False, CHANNEL_WISE=False))
-    yield "pau", shuffle(build("pau", CHANNEL_WISE=True))
+    """Every activation by its name, and further variants by options."""
+    yield from ((name, perturb(build_activation(name, 3))) for name in OF_THE_SAME_SHAPE)
+    yield "swish", perturb(build("swish", TRAINABLE_BETA=True))
+    yield "pwlu", perturb(build("pwlu", REALIGN=False, CHANNEL_WISE=False))
+    yield "pau", perturb(build("pau", CHANNEL_WISE=True))
     for mode in ("layer", "pixel"):
-        yield "meta_acon", shuffle(build("meta_acon", MODE=mode))
+        yield "meta_acon", perturb(build("meta_acon", MODE=mode))
 
 
-def takes(name, shape):
+def accepts(name, shape):
     return name != "frelu" or len(shape) == 4
 
 
 def formula(name, activation):
-    """A function of x and of the parameters, in NumPy, in evaluation."""
+    """The activation in evaluation mode as a NumPy function of x and the parameters."""
     if name == "pwlu":
 
         def pwlu(x, *parameters):
@@ -83,7 +83,7 @@ def formula(name, activation):
 
 
 def meta_acon(x, p1, p2, *generator):
-    """Mode channel, with norms that have seen nothing: mean 0, variance 1."""
+    """Mode "channel", with the initial statistics of the norms: mean 0, variance 1."""
     hidden = x.reshape(*x.shape[:2], -1).mean(2)
     for weight, bias, norm_weight, norm_bias in (generator[:4], generator[4:]):
         hidden = hidden @ weight[:, :, 0, 0].T + bias
@@ -99,7 +99,7 @@ def meta_acon(x, p1, p2, *generator):
 def test_outputs_keep_dtype_and_layout(build, shape, dtype, autocast):
     layouts = {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(len(shape), [])
     for name, activation in activations(build):
-        if not takes(name, shape):
+        if not accepts(name, shape):
             continue
         for layout in [torch.contiguous_format, *layouts]:
             x = (torch.randn(shape) * 3).to(dtype).to(memory_format=layout)
@@ -107,7 +107,7 @@ def test_outputs_keep_dtype_and_layout(build, shape, dtype, autocast):
                 with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                     y = activation.train(training)(x)
                 assert (y.dtype, y.shape, y.stride()) == (x.dtype, x.shape, x.stride()), name
-        activation = without_statistics(activation)
+        activation = with_initial_statistics(activation)
         y, arrays = activation(x), [t.detach().double().numpy() for t in (x, *activation.parameters())]
         expected = formula(name, activation)(*arrays)
         scale = np.maximum(1, np.abs(expected).max())
@@ -116,22 +116,22 @@ def test_outputs_keep_dtype_and_layout(build, shape, dtype, autocast):
         )
 
 
-def without_statistics(activation):
-    """In evaluation, and with norms that have seen nothing."""
+def with_initial_statistics(activation):
+    """Switch to evaluation mode, with the initial statistics in all norms."""
     for module in activation.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
     return activation.eval()
 
 
-RANDOM = ("rrelu", "rpau")  # draw at each call, in training
+RANDOM = ("rrelu", "rpau")  # draw random numbers on each call in training
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_gradients(build, training):
     for name, activation in activations(build):
         if name in RANDOM if training else name not in (*RANDOM, "frelu", "meta_acon"):
-            continue  # the others are the same in both
+            continue  # the other activations are the same in both modes
         activation.double().train(training)
         x = torch.randn(2, 3, 3, 3, dtype=torch.float64) * 3
         x = (x + x.sign() * 0.01).requires_grad_()  # away from the kink at 0
@@ -147,8 +147,8 @@ def test_gradients(build, training):
     "name, backend", [*((name, "aot_eager") for name in OF_THE_SAME_SHAPE), ("pwlu", "inductor")]
 )
 def test_compiles_in_one_graph(name, backend):
-    activation = shuffle(build_activation(name, 3)).train(name not in RANDOM)
-    # Inductor gets the activation alone: compiling kernels around it would take most of the tests' time.
+    activation = perturb(build_activation(name, 3)).train(name not in RANDOM)
+    # Inductor compiles only the activation: kernels for a convolution would take most of the test time.
     before = nn.Identity() if backend == "inductor" else nn.Conv2d(3, 3, 3)
     module = nn.Sequential(before, activation)
     x = torch.randn(2, 3, 6, 7)
@@ -159,7 +159,7 @@ def test_compiles_in_one_graph(name, backend):
     torch.compiler.reset()
     y = torch.compile(module, fullgraph=True, backend=backend)(x)
     y.square().sum().backward()
-    # The convolution may be computed in another order: a few units of float32 rounding, summed 84 times.
+    # The convolution may sum in a different order: a few float32 rounding errors, summed 84 times.
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close([p.grad for p in module.parameters()], grads, rtol=1e-4, atol=1e-3)
 
@@ -177,7 +177,7 @@ def test_random_activations_compile_in_training(name):
 
 @pytest.mark.parametrize("name", OF_THE_SAME_SHAPE)
 def test_exports_with_a_batch_of_any_size(name):
-    module = nn.Sequential(nn.Conv2d(3, 3, 3), shuffle(build_activation(name, 3))).eval()
+    module = nn.Sequential(nn.Conv2d(3, 3, 3), perturb(build_activation(name, 3))).eval()
     batch = torch.export.Dim("batch", min=1, max=16)
     program = torch.export.export(module, (torch.randn(2, 3, 6, 7),), dynamic_shapes=({0: batch},))
     assert ("pwlu_det.pwlu.default" in program.graph_module.code) == (name == "pwlu")
@@ -188,8 +188,8 @@ def test_exports_with_a_batch_of_any_size(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoints(name):
     x = torch.randn(2, 6 if name == "maxout" else 3, 4, 5)
-    saved, loaded = shuffle(build_activation(name, 3)), build_activation(name, 3)
-    saved(x)  # statistics of norms move
+    saved, loaded = perturb(build_activation(name, 3)), build_activation(name, 3)
+    saved(x)  # updates the statistics of the norms
     file = io.BytesIO()
     torch.save(saved.state_dict(), file)
     file.seek(0)
@@ -204,7 +204,7 @@ def test_pwlu_by_name_is_an_ordinary_module():
     assert activation.points.shape == (3, 17)
 
 
-def test_pwlu_options_arrive(build):
+def test_pwlu_config_options_are_applied(build):
     activation = build(
         "pwlu", NUM_INTERVALS=6, CHANNEL_WISE=False, INIT_BOUND=2.5, STAT_MOMENTUM=0.8, NUM_SIGMA=2.0
     )
@@ -226,17 +226,17 @@ def test_pwlu_without_realign_is_fix_init(build):
     assert torch.equal(activation.left_bound, torch.full((3,), -10.0))
     assert torch.equal(activation.right_bound, torch.full((3,), 10.0))
     x = torch.linspace(-15, 15, 301)[:, None].expand(-1, 3)
-    # Points of up to 10 are rounded to float32.
+    # Points up to 10 are rounded to float32.
     torch.testing.assert_close(activation(x), x.relu(), rtol=1e-6, atol=1e-5)
 
 
-def test_an_option_out_of_its_range_is_an_error(build):
+def test_option_out_of_range_is_an_error(build):
     with pytest.raises(ValueError, match="num_intervals is 0"):
         build("pwlu", NUM_INTERVALS=0)
 
 
 @pytest.mark.parametrize("name", ["gelu", "ReLU", ""])
-def test_an_unknown_name_lists_the_known_ones(cfg, name):
+def test_error_for_an_unknown_name_lists_the_known_names(cfg, name):
     pattern = f"unknown activation '{name}'; known are .*" + ".*".join(sorted(NAMES))
     with pytest.raises(PwluDetError, match=f"^{pattern}"):
         build_activation(name, 3)
@@ -247,7 +247,7 @@ def test_an_unknown_name_lists_the_known_ones(cfg, name):
         check_config(cfg)
 
 
-def test_maxout_is_a_module_and_no_replacement():
+def test_maxout_is_a_module_but_not_a_replacement_for_relu():
     x = torch.randn(2, 6, 4, 5)
     assert torch.equal(build_activation("maxout", 3)(x), torch.maximum(x[:, :3], x[:, 3:]))
     with pytest.raises(ValueError, match=r"Maxout: x has shape \(2, 3, 4\); \[B, 6, \*\] is needed"):

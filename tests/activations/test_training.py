@@ -1,9 +1,9 @@
 """Every activation trains the quickstart's RetinaNet on its digits, in float32 and in bfloat16 autocast.
 
-The tests make three steps each, of a narrowed model. Run as a script this trains the quickstart's own for
-100 iterations with each activation, or with those that are named (20 minutes for all on one core). It prints
-a line for each, and fails where a loss is not finite or does not fall, or where the checkpoint does not give
-the same model back:
+Each test takes three steps with a narrow model. As a script, this file trains the quickstart's model for 100
+iterations with every activation or with the given ones (20 minutes for all on one core). It prints one line
+per run, and fails if a loss is not finite or does not decrease, or if the checkpoint does not restore the
+model:
 
     python tests/activations/test_training.py [NAME ...]
 """
@@ -31,7 +31,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs/quickstart/retinanet_R_1
 NAMES = [name for name, family in ACTIVATIONS.items() if not family.unfit]
 DTYPES = (torch.float32, torch.bfloat16)
 ITERATIONS = 100
-# For the tests: with bottlenecks, so that all places are there.
+# For the tests: with bottleneck blocks, which have all positions.
 SMALL = [
     *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.FPN.OUT_CHANNELS", 16, "SOLVER.IMS_PER_BATCH", 2),
@@ -41,7 +41,7 @@ SMALL = [
 def make_config(name: str, dtype: torch.dtype, iterations: int, folder, overrides=()):
     own = (
         *("MODEL.ACTIVATION.NAME", name, "MODEL.ACTIVATION.PWLU.PHASE1_ITERS", iterations // 3),
-        *("SOLVER.MAX_ITER", iterations, "SOLVER.WARMUP_ITERS", iterations // 5),  # the quickstart's share
+        *("SOLVER.MAX_ITER", iterations, "SOLVER.WARMUP_ITERS", iterations // 5),  # as in the quickstart
         *("SOLVER.AMP.ENABLED", dtype == torch.bfloat16, "OUTPUT_DIR", str(folder), "DATASETS.TEST", ()),
     )
     cfg = load_config(str(CONFIG), [*overrides, *own])
@@ -51,7 +51,7 @@ def make_config(name: str, dtype: torch.dtype, iterations: int, folder, override
 
 
 def train(cfg) -> tuple[nn.Module, list[float]]:
-    """The model that was trained, and the loss of each iteration, all finite."""
+    """Train; return the model and the loss of each iteration, after checking that all are finite."""
     trainer = Trainer(cfg)
     trainer.train()
     losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
@@ -63,22 +63,22 @@ def train(cfg) -> tuple[nn.Module, list[float]]:
     return trainer.model, losses
 
 
-def check_comes_back(cfg, model: nn.Module) -> None:
-    """The checkpoint that the training has left makes the same model of another."""
+def check_checkpoint(cfg, model: nn.Module) -> None:
+    """Check that loading the final checkpoint into another model gives the same outputs."""
     torch.manual_seed(5)
     loaded = build_model(cfg)
     Checkpointer(loaded).load(str(Path(cfg.OUTPUT_DIR, "model_final.pth")))
-    # Small: the norms' statistics are far off after 3 batches, and SLAF's powers overflow soon.
+    # Small inputs: after 3 batches, the norms' statistics are inaccurate, and SLAF's powers overflow easily.
     x = torch.randn(1, 3, 96, 96) / 10
     with torch.no_grad():
         features, expected = (m.eval().backbone(x) for m in (loaded, model))
     assert all(torch.equal(features[level], expected[level]) for level in expected)
 
 
-def check_falls(losses: list[float]) -> tuple[float, float]:
-    """Mean loss of ten iterations: the 21st to the 30th, and the last.
+def check_loss_decreases(losses: list[float]) -> tuple[float, float]:
+    """Mean loss of iterations 21 to 30 and of the last ten, after checking that it decreases.
 
-    Earlier losses are too small: detectron2 divides them by 100 objects at first, and nears the true number.
+    Earlier losses are too small: detectron2 divides by a moving average of the object count, initially 100.
     """
     early, late = sum(losses[20:30]) / 10, sum(losses[-10:]) / 10
     assert late < early, f"the loss went from {early:.3f} to {late:.3f}"
@@ -87,9 +87,9 @@ def check_falls(losses: list[float]) -> tuple[float, float]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_trains_and_comes_back_from_its_checkpoint(name, dtype, tmp_path):
+def test_activation_trains_and_its_checkpoint_restores_it(name, dtype, tmp_path):
     cfg = make_config(name, dtype, 3, tmp_path, SMALL)
-    check_comes_back(cfg, train(cfg)[0])
+    check_checkpoint(cfg, train(cfg)[0])
 
 
 def main() -> None:
@@ -102,8 +102,8 @@ def main() -> None:
                 start = time.perf_counter()
                 model, losses = train(cfg)
                 seconds = time.perf_counter() - start
-                check_comes_back(cfg, model)
-            early, late = check_falls(losses)
+                check_checkpoint(cfg, model)
+            early, late = check_loss_decreases(losses)
             print(f"{name:12} {dtype!s:15} loss {early:.3f} to {late:.3f}  {seconds:.0f} s", flush=True)
 
 

@@ -2,12 +2,13 @@ import pytest
 import torch
 from detectors import CONVERTED, STOCK, batch, build, losses_and_gradients, set_detector
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone
+from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.backbone import resnet
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
-from pwlu_det import PWLU, convert_activations
+import pwlu_det
+from pwlu_det import PWLU, PwluDetError, convert_activations
 
 SITES_OF_R50 = {
     f"{stage}.{block}.act{i}"
@@ -30,14 +31,14 @@ def resnet_of(cfg, depth=50, kind="resnet", **activation):
 
 
 @pytest.fixture
-def scripted_losses_have_run(cfg):
-    """fvcore scripts the focal loss, and TorchScript's first run rounds otherwise than all later ones."""
+def warm_up_scripted_losses(cfg):
+    """fvcore scripts the focal loss, and the first run in TorchScript rounds differently from later ones."""
     cfg = cfg.clone()
     set_detector(cfg, "retinanet")
     losses_and_gradients(build(cfg))
 
 
-@pytest.mark.usefixtures("scripted_losses_have_run")
+@pytest.mark.usefixtures("warm_up_scripted_losses")
 @pytest.mark.parametrize("norm", ["BN", "GN", "FrozenBN"])
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
@@ -77,7 +78,7 @@ def test_relu_equals_the_stock_backbone_at_other_depths(cfg, depth):
         assert torch.equal(a, b)
 
 
-def test_pwlu_stands_at_every_site_and_only_adds_keys(cfg):
+def test_pwlu_is_at_every_site_and_only_adds_keys(cfg):
     set_detector(cfg, "retinanet", 50)
     relu_keys = set(build(cfg).state_dict())
     cfg.MODEL.ACTIVATION.NAME = "pwlu"
@@ -91,7 +92,7 @@ def test_pwlu_stands_at_every_site_and_only_adds_keys(cfg):
     assert "backbone.bottom_up.res2.0.act1.points" in added
 
 
-def test_pwlu_has_the_channels_of_what_feeds_it(cfg):
+def test_pwlu_has_the_channels_of_its_input(cfg):
     model = resnet_of(cfg, NAME="pwlu")
     sizes = {
         name: module.points.shape[0] for name, module in model.named_modules() if isinstance(module, PWLU)
@@ -101,7 +102,7 @@ def test_pwlu_has_the_channels_of_what_feeds_it(cfg):
     assert [sizes[f"res5.2.act{i}"] for i in (1, 2, 3)] == [512, 512, 2048]
 
 
-def test_stages_and_positions_choose_the_sites(cfg):
+def test_stages_and_positions_select_the_sites(cfg):
     model = resnet_of(cfg, NAME="pwlu", STAGES=["stem", "res3"], POSITIONS=["act1", "act3"])
     assert pwlu_sites(model) == {"stem.act1"} | {f"res3.{b}.act{i}" for b in range(4) for i in (1, 3)}
     assert isinstance(model.res3[0].act2, nn.ReLU)
@@ -123,7 +124,7 @@ def test_frozen_stages_keep_relu_or_get_frozen_activations(cfg):
     assert all(not p.requires_grad for p in converted.stem.parameters())
 
 
-def test_p6_reaches_its_other_readers_unchanged(cfg):
+def test_p6_is_returned_without_activation(cfg):
     for name in ("relu", "pwlu"):
         model = resnet_of(cfg, depth=18, kind="retinanet", NAME=name)
         features = model(torch.randn(1, 3, 64, 64))
@@ -132,7 +133,7 @@ def test_p6_reaches_its_other_readers_unchanged(cfg):
 
 @pytest.mark.parametrize("modulated", [False, True])
 def test_deformable_blocks_are_converted(cfg, monkeypatch, modulated):
-    """With a stand-in: the deformable convolution itself needs detectron2's compiled part."""
+    """Uses a stand-in, since deformable convolution needs detectron2's compiled extension."""
 
     class StandIn(nn.Conv2d):
         def __init__(self, *args, deformable_groups, norm, **kwargs):
@@ -150,7 +151,7 @@ def test_deformable_blocks_are_converted(cfg, monkeypatch, modulated):
     cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
     stock = build_backbone(cfg, ShapeSpec(channels=3))
     for block in (*stock.res4, *stock.res5):
-        nn.init.normal_(block.conv2_offset.weight, std=0.01)  # zero at the start, which would hide a swap
+        nn.init.normal_(block.conv2_offset.weight, std=0.01)  # 0 by default, which would hide an error
     relu.load_state_dict(stock.state_dict())
     x = torch.randn(2, 3, 64, 64)
     for a, b in zip(relu(x).values(), stock(x).values()):
@@ -166,7 +167,85 @@ def test_unknown_block_type_is_an_error(cfg):
     cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
     model = build_backbone(cfg, ShapeSpec(channels=3))
     model.res2[1] = OwnBlock(256, 256, bottleneck_channels=64)
-    with pytest.raises(ValueError, match=r"res2: it holds a OwnBlock.*BottleneckBlock.*STAGES"):
+    with pytest.raises(ValueError, match=r"res2: it has a OwnBlock.*BottleneckBlock.*STAGES"):
         convert_activations(model, lambda _: nn.ReLU(), ["res2"], ["act1"])
-    with pytest.raises(ValueError, match="only of a ResNet"):
+    with pytest.raises(ValueError, match="must be detectron2's ResNet"):
         convert_activations(nn.Sequential(), lambda _: nn.ReLU(), ["res2"], ["act1"])
+
+
+# --- configs and models that do not match ---------------------------------------------------------
+
+NO_SITES = {
+    "no such stage": ({"STAGES": ["top"]}, "fpn", 50),
+    "no such position": ({"POSITIONS": ["act3"]}, "resnet", 18),
+    "only frozen stages": ({"STAGES": ["stem", "res2"]}, "resnet", 50),
+    "C4, which has res5 in its head": ({"STAGES": ["res5"]}, "C4", 50),
+}
+
+
+@pytest.mark.parametrize("activation, kind, depth", NO_SITES.values(), ids=NO_SITES)
+def test_activation_without_a_site_is_an_error(cfg, activation, kind, depth):
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2 if activation.get("STAGES", [""])[0] == "stem" else 0
+    if kind == "C4":
+        cfg.MODEL.RESNETS.OUT_FEATURES, kind = ["res4"], None
+    for name in ("pwlu", "prelu"):
+        with pytest.raises(PwluDetError, match=r"no activation is converted: stages .* have no site"):
+            if kind is None:
+                cfg.MODEL.BACKBONE.NAME = "build_act_resnet_backbone"
+                cfg.MODEL.ACTIVATION.NAME = name
+                cfg.MODEL.ACTIVATION.STAGES = activation["STAGES"]
+                build_backbone(cfg, ShapeSpec(channels=3))
+            else:
+                resnet_of(cfg, depth=depth, kind=kind, NAME=name, **activation)
+
+
+def test_relu_needs_no_site(cfg):
+    resnet_of(cfg, kind="fpn", NAME="relu", STAGES=["top"])
+
+
+def test_missing_stages_are_a_warning_if_others_exist(cfg, caplog):
+    with caplog.at_level("WARNING"):
+        model = resnet_of(cfg, depth=18, kind="fpn", NAME="pwlu", STAGES=["res3", "top"])
+    assert pwlu_sites(model) == {f"bottom_up.res3.{b}.act{i}" for b in range(2) for i in (1, 2)}
+    assert "STAGES: the backbone has no top; it has stem, res2, res3, res4, res5" in caplog.text
+
+
+def test_failed_conversion_changes_nothing(cfg):
+    set_detector(cfg, "retinanet", 50)
+    cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
+    model = build_backbone(cfg, ShapeSpec(channels=3))
+    before = [(name, type(m)) for name, m in model.named_modules()]
+    calls = []
+
+    def build(num_channels):
+        calls.append(num_channels)
+        if len(calls) == 5:
+            raise RuntimeError("no more")
+        return PWLU(num_channels)
+
+    with pytest.raises(RuntimeError, match="no more"):
+        convert_activations(model, build, ["stem", "res2"], ["act1", "act2"])
+
+    class OwnBlock(BottleneckBlock):
+        pass
+
+    with pytest.raises(ValueError, match="it has a OwnBlock"):
+        block, model.res3[3].__class__ = model.res3[3], OwnBlock
+        convert_activations(model, PWLU, ["stem", "res2", "res3"], ["act1"])
+    block.__class__ = BottleneckBlock
+    assert [(name, type(m)) for name, m in model.named_modules()] == before
+
+
+def test_second_call_of_add_pwlu_config_keeps_the_values(cfg):
+    cfg.MODEL.ACTIVATION.NAME, cfg.SOLVER.AMP.DTYPE = "pwlu", "bfloat16"
+    pwlu_det.add_pwlu_config(cfg)
+    assert (cfg.MODEL.ACTIVATION.NAME, cfg.SOLVER.AMP.DTYPE) == ("pwlu", "bfloat16")
+
+
+def test_backbone_without_the_configured_activation_is_an_error(cfg):
+    set_detector(cfg, "retinanet", 18)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ACTIVATION.NAME = STOCK["retinanet"], "pwlu"
+    model = build_model(cfg)
+    for check in (lambda: pwlu_det.build_optimizer(cfg, model), lambda: pwlu_det.Trainer.build_model(cfg)):
+        with pytest.raises(pwlu_det.ConfigError, match="but the model has no such activation"):
+            check()

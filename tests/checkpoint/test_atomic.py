@@ -1,4 +1,4 @@
-"""Files are whole or not there, whatever the disk does."""
+"""Files are written completely or not at all, even if the disk is full."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ SMALL = {"model": {"a": torch.ones(1)}}
 
 @contextmanager
 def full_disk(limit: int = 100_000):
-    """No file can grow beyond the limit: what a full disk does to a writer, without one."""
+    """Simulate a full disk: no file can grow beyond the limit."""
     old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
     try:
@@ -26,7 +26,7 @@ def full_disk(limit: int = 100_000):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path):
+def test_full_disk_keeps_the_old_file(tmp_path):
     path = tmp_path / "ä file.pth"
     atomic_save(SMALL, str(path))
     with full_disk(), pytest.raises(OSError, match=r"File too large.*ä file\.pth"):
@@ -35,7 +35,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert torch.load(path, weights_only=True)["model"]["a"] == 1
 
 
-def test_a_full_disk_leaves_no_new_file(tmp_path):
+def test_full_disk_leaves_no_new_file(tmp_path):
     with full_disk(), pytest.raises(OSError, match="File too large"):
         atomic_save(LARGE, str(tmp_path / "new.pth"))
     assert os.listdir(tmp_path) == []
@@ -44,14 +44,14 @@ def test_a_full_disk_leaves_no_new_file(tmp_path):
 @pytest.mark.parametrize(
     "path", ["/dev/full", "/dev/null", "/proc/new", "{}", "{}/none/new", "{}/" + "x" * 300]
 )
-def test_what_cannot_be_written_is_an_error(path, tmp_path):
+def test_unwritable_path_is_an_error(path, tmp_path):
     with pytest.raises(OSError, match="/"):
         atomic_save(SMALL, path.format(tmp_path))
-    assert not os.path.isfile("/dev/null")  # a replaced device would be one
+    assert not os.path.isfile("/dev/null")  # it would be one if the device had been replaced
     assert os.listdir(tmp_path) == []
 
 
-def test_a_link_keeps_leading_to_the_file(tmp_path):
+def test_symbolic_link_is_kept(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     link, target = tmp_path / "link.pth", tmp_path / "elsewhere" / "target.pth"
     link.symlink_to(target)
@@ -59,7 +59,7 @@ def test_a_link_keeps_leading_to_the_file(tmp_path):
     assert link.is_symlink() and torch.load(target, weights_only=True)["model"]["a"] == 1
 
 
-def test_an_error_in_the_block_is_passed_on(tmp_path):
+def test_error_in_the_block_is_propagated(tmp_path):
     with pytest.raises(KeyError), atomic_writer(str(tmp_path / "x")) as f:
         f.write(b"half")
         raise KeyError

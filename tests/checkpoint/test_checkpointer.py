@@ -15,7 +15,7 @@ from pwlu_det.errors import CheckpointError
 
 
 def msra_name(key: str) -> str:
-    """Name of a stock ResNet's tensor in detectron2's MSRA .pkl files."""
+    """Name in detectron2's MSRA .pkl files of a tensor of a stock ResNet."""
     stage, *rest = key.split(".")
     suffix = {"conv": "_w", "norm.weight": "_bn_s", "norm.bias": "_bn_b"}
     kind = suffix[".".join(rest[-2:])] if "norm" in rest else suffix["conv"]
@@ -26,14 +26,14 @@ def msra_name(key: str) -> str:
 
 
 @pytest.mark.parametrize("activation", ["relu", "pwlu"])
-def test_a_stock_resnet_50_in_msra_layout_loads(cfg, tmp_path, activation):
+def test_stock_resnet_50_in_msra_layout_loads(cfg, tmp_path, activation):
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.RESNETS.NORM = "FrozenBN"
     cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
     stock = build_backbone(cfg, ShapeSpec(channels=3))
     arrays = {"fc1000_w": np.zeros((1000, 2048), np.float32), "fc1000_b": np.zeros(1000, np.float32)}
     for key, value in stock.state_dict().items():
-        if "running" not in key:  # in these files a norm is a scale and a shift
+        if "running" not in key:  # these files store only the scale and shift of a norm
             value += 0.01 * torch.randn_like(value)
             arrays[msra_name(key)] = value.numpy().copy()
     file = tmp_path / "R-50.pkl"
@@ -54,7 +54,7 @@ def test_a_stock_resnet_50_in_msra_layout_loads(cfg, tmp_path, activation):
     if activation == "relu":
         x = torch.randn(1, 3, 64, 64)
         for a, b in zip(converted(x).values(), stock(x).values()):
-            # FrozenBN takes a variance of 1 where the file has none, and 1 - 1e-5 where it is built
+            # FrozenBN sets the variance to 1 if the file has none, but to 1 - 1e-5 when it is built
             assert (a - b).abs().max() < 1e-3 * b.abs().max()
 
 
@@ -67,25 +67,25 @@ class Harmful:
 
 
 @pytest.mark.parametrize("name", ["weights.pkl", "weights.pth"])
-def test_a_file_that_would_run_code_is_refused(cfg, tmp_path, name):
+def test_file_that_would_run_code_is_rejected(cfg, tmp_path, name):
     mark = tmp_path / "ran"
     content = {"stem.conv1.weight": Harmful(mark)}
     if name.endswith("pkl"):
         (tmp_path / name).write_bytes(pickle.dumps(content))
     else:
         torch.save(content, tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"the file asks for .*mkdir; only"):
+    with pytest.raises(CheckpointError, match=r"the file refers to .*mkdir; only"):
         Checkpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / name))
     assert not mark.exists()
 
 
-def test_a_small_pickle_asks_for_little_memory(tmp_path):
-    """Objects that a pickle will come back to are numbered; a table of 2^24 numbers would be 256 MB."""
+def test_small_pickle_uses_little_memory(tmp_path):
+    """The pickle memoizes an object at index 2^24; a memo table of that length would take 256 MB."""
     path = tmp_path / "memo.pkl"
     path.write_bytes(b"\x80\x02}r\x00\x00\x00\x01.")
     tracemalloc.start()
     try:
-        with pytest.raises(CheckpointError, match="it holds no tensors"):
+        with pytest.raises(CheckpointError, match="it contains no tensors"):
             read_checkpoint(str(path))
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:

@@ -16,7 +16,7 @@ NUM_IMAGES = 11
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A data set of wide and high images, by name."""
+    """The name of a registered dataset of landscape and portrait images."""
     folder, chance, name = tmp_path_factory.mktemp("images"), np.random.default_rng(0), "stream_test"
     dicts = []
     for i in range(NUM_IMAGES):
@@ -44,7 +44,7 @@ def stream_cfg(cfg, images):
 
 
 def batches(cfg, number: int, first: int = 0) -> list[list[tuple]]:
-    """What the loader gives: of each image its number, its size and a sum of its pixels."""
+    """Batches from the loader: the id, the shape and the sum of the pixels of each image."""
     loader = build_train_loader(cfg)
     loader.batch_sampler.first_batch = first
     found = []
@@ -58,36 +58,36 @@ def batches(cfg, number: int, first: int = 0) -> list[list[tuple]]:
 @pytest.mark.parametrize(
     "sampler", ["TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"]
 )
-def test_the_stream_can_be_entered_at_any_batch(stream_cfg, sampler, grouping, workers):
+def test_stream_can_be_resumed_at_any_batch(stream_cfg, sampler, grouping, workers):
     stream_cfg.DATALOADER.SAMPLER_TRAIN, stream_cfg.DATALOADER.RANDOM_SUBSET_RATIO = sampler, 0.8
     stream_cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouping
     whole = batches(stream_cfg, 12)
     stream_cfg.DATALOADER.NUM_WORKERS = workers
     for first in (0, 1, 7):
-        np.random.seed(first)  # whatever state the generators of the process are in
+        np.random.seed(first)  # independent of the state of the global generators
         torch.manual_seed(first)
         assert batches(stream_cfg, 12 - first, first) == whole[first:]
     stream_cfg.SEED = 6
     assert batches(stream_cfg, 12) != whole
 
 
-def test_each_image_comes_once_an_epoch_and_is_drawn_anew(stream_cfg):
+def test_each_epoch_has_every_image_once_with_new_augmentation(stream_cfg):
     stream_cfg.SOLVER.IMS_PER_BATCH = 1
     epochs = [image for (image,) in batches(stream_cfg, 3 * NUM_IMAGES)]
     ids = [number for number, *_ in epochs]
     for epoch in range(3):
         assert sorted(ids[epoch * NUM_IMAGES : (epoch + 1) * NUM_IMAGES]) == list(range(NUM_IMAGES))
-    assert len({size for number, size, _ in epochs if number == 1}) > 1  # of three sizes
+    assert len({size for number, size, _ in epochs if number == 1}) > 1  # drawn from three sizes
 
 
-def test_batches_of_one_aspect_are_grouped(stream_cfg):
+def test_batches_are_grouped_by_aspect_ratio(stream_cfg):
     stream_cfg.DATALOADER.ASPECT_RATIO_GROUPING = True
     for batch in batches(stream_cfg, 20):
         assert len({width > height for _, (_, height, width), _ in batch}) == 1
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
-def test_the_processes_batches_together_are_those_of_one(stream_cfg, monkeypatch, num_processes):
+def test_batches_of_all_processes_together_match_a_single_process(stream_cfg, monkeypatch, num_processes):
     whole = batches(stream_cfg, 6)
     monkeypatch.setattr(comm, "get_world_size", lambda: num_processes)
     monkeypatch.setattr(comm, "all_gather", lambda value: [value])
@@ -99,7 +99,7 @@ def test_the_processes_batches_together_are_those_of_one(stream_cfg, monkeypatch
     assert together == [sorted(batch) for batch in whole[2:]]
 
 
-def test_a_loader_leaves_the_process_s_generators_alone(stream_cfg):
+def test_loader_does_not_change_the_global_generators(stream_cfg):
     loader = build_train_loader(stream_cfg)
     seed_all(1, 2)
     expected = random.random(), np.random.rand(), float(torch.rand(1))
@@ -108,7 +108,7 @@ def test_a_loader_leaves_the_process_s_generators_alone(stream_cfg):
     assert (random.random(), np.random.rand(), float(torch.rand(1))) == expected
 
 
-def test_every_number_of_a_key_counts():
+def test_every_number_of_a_seed_key_matters():
     def draw(*key):
         with seeded(*key):
             return random.random(), np.random.rand(), float(torch.rand(1))

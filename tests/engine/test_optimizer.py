@@ -1,4 +1,4 @@
-"""Which parameters are optimized in which group, and which are hidden from a step."""
+"""Parameter groups of the optimizer, and parameters that are hidden from a step."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def groups_by_parameter(model, optimizer):
 
 
 @pytest.mark.parametrize("name", ["prelu", "pwlu", "relu"])
-def test_learned_activations_have_an_optimiser_group_of_their_own(cfg, name):
+def test_learned_activations_have_their_own_optimizer_group(cfg, name):
     set_detector(cfg, "retinanet")
     cfg.MODEL.ACTIVATION.NAME = name
     cfg.MODEL.ACTIVATION.LR_FACTOR = 0.5
@@ -35,19 +35,19 @@ def test_learned_activations_have_an_optimiser_group_of_their_own(cfg, name):
     assert any(".act" in key for key in groups) == (name != "relu")
 
 
-def test_frozen_activations_are_not_optimised(cfg):
+def test_frozen_activations_are_not_optimized(cfg):
     set_detector(cfg, "retinanet")
     cfg.MODEL.ACTIVATION.NAME = "pwlu"
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
     cfg.MODEL.ACTIVATION.CONVERT_FROZEN = True
     model = build(cfg)
     assert isinstance(model.backbone.bottom_up.stem.act1, PWLU)
-    optimised = groups_by_parameter(model, build_optimizer(cfg, model))
-    assert not any("stem" in key or "res2" in key for key in optimised)
-    assert any("res3.0.act1" in key for key in optimised)
+    optimized = groups_by_parameter(model, build_optimizer(cfg, model))
+    assert not any("stem" in key or "res2" in key for key in optimized)
+    assert any("res3.0.act1" in key for key in optimized)
 
 
-def test_gradient_clipping_is_kept(cfg):
+def test_gradient_clipping_applies_to_activations(cfg):
     set_detector(cfg, "retinanet")
     cfg.MODEL.ACTIVATION.NAME = "prelu"
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
@@ -63,7 +63,7 @@ def test_gradient_clipping_is_kept(cfg):
     torch.testing.assert_close(slope.detach(), before - cfg.SOLVER.BASE_LR * 0.1)
 
 
-def test_activation_parameters_are_those_of_the_activations_alone(cfg):
+def test_activation_parameters_come_only_from_activations(cfg):
     activations = [build_activation("pwlu", 3), build_activation("prelu", 3), build_activation("relu", 3)]
     activations[1].requires_grad_(False)
     model = nn.Sequential(nn.Conv2d(3, 3, 1), *activations, nn.BatchNorm2d(3))
@@ -74,7 +74,7 @@ def test_activation_parameters_are_those_of_the_activations_alone(cfg):
     assert convolution_biases(model) == []
 
 
-def test_convolutions_inside_of_activations_are_not_pointwise():
+def test_convolutions_inside_activations_are_not_activation_parameters():
     meta_acon, frelu = build_activation("meta_acon", 3), build_activation("frelu", 3)
     model = nn.Sequential(nn.Conv2d(3, 3, 1), meta_acon, frelu)
     assert {id(p) for p in activation_parameters(model)} == {id(meta_acon.p1), id(meta_acon.p2)}
@@ -82,8 +82,8 @@ def test_convolutions_inside_of_activations_are_not_pointwise():
     assert [id(p) for p in convolution_biases(model)] == [id(p) for p in biases]
 
 
-def test_hidden_parameters_come_back_in_order_even_after_a_step_that_raised():
-    """Two that hide, as a phase hook does over an optimizer that clips by value."""
+def test_hidden_parameters_are_restored_in_order_even_if_a_step_raises():
+    """Hide parameters twice, as with a phase hook on an optimizer that clips gradients by value."""
     a, b, c = (nn.Parameter(torch.ones(1)) for _ in range(3))
     optimizer = torch.optim.SGD([a, b, c], lr=1.0, weight_decay=1.0)
     undo = [hide_while_stepping(optimizer, lambda: [b]), hide_while_stepping(optimizer, lambda: [c])]

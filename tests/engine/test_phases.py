@@ -15,7 +15,7 @@ from pwlu_det.checkpoint.checkpointer import Checkpointer
 
 
 class Record(HookBase):
-    """Keeps the model's state as it is before and after each step."""
+    """Records the state of the model before and after each step."""
 
     def __init__(self):
         self.before, self.after = [], []
@@ -46,7 +46,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_phase_1_holds_every_parameter_bit_for_bit_and_phase_2_moves_them(name):
+def test_phase_1_freezes_every_parameter_and_phase_2_trains_it(name):
     model = Toy()
     start = parameters(*model.sites)
     conv = model.conv.weight.detach().clone()
@@ -64,7 +64,7 @@ def test_phase_1_holds_every_parameter_bit_for_bit_and_phase_2_moves_them(name):
 
 
 @pytest.mark.parametrize("clip_type", ["value", "norm"])
-def test_phase_1_holds_under_gradient_clipping(cfg, clip_type):
+def test_phase_1_freezes_parameters_under_gradient_clipping(cfg, clip_type):
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = clip_type
     model = Toy()
@@ -78,7 +78,7 @@ def test_phase_1_holds_under_gradient_clipping(cfg, clip_type):
     assert not same(parameters(*model.sites), start)
 
 
-def test_phase_1_is_training_with_relu():
+def test_phase_1_trains_as_with_relu():
     model, relu = Toy(), Toy()
     relu.act1 = relu.act2 = nn.ReLU()
     train(model, phase1_iters=5, max_iter=5)
@@ -87,11 +87,11 @@ def test_phase_1_is_training_with_relu():
     assert torch.equal(model.conv2.bias, relu.conv2.bias)
 
 
-def test_statistics_and_realignment_are_those_of_the_paper():
+def test_statistics_and_realignment_follow_the_paper():
     model, record = Toy(), Record()
     train(model, phase1_iters=4, max_iter=5, hooks_before=[record])
 
-    # equation 5, from what the site was fed in phase I
+    # equation 5, from the inputs of the site in phase I
     mu = sigma = None
     for x in model.inputs[:4]:
         x = x.double().numpy()
@@ -102,10 +102,10 @@ def test_statistics_and_realignment_are_those_of_the_paper():
     np.testing.assert_allclose(after["act1.running_mean"], mu, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(after["act1.running_std"], sigma, rtol=1e-5)
 
-    # equation 6 holds before the first forward of iteration 4, also for hooks that came first
-    realigned = train(Toy(), phase1_iters=4, max_iter=4).model  # the same up to there
+    # equation 6, applied before the first forward of iteration 4
+    realigned = train(Toy(), phase1_iters=4, max_iter=4).model  # identical up to iteration 4
     realigned.act1.realign()
-    assert int(record.before[4]["act1.phase"]) == 1  # this hook looked before the one under test acted
+    assert int(record.before[4]["act1.phase"]) == 1  # this hook runs before the hook under test
     assert len(model.inputs) == 5
     expected = torch.from_numpy(np.stack([mu - 3 * sigma, mu + 3 * sigma]))
     torch.testing.assert_close(realigned.act1.left_bound.double(), expected[0], rtol=1e-5, atol=1e-5)
@@ -113,7 +113,7 @@ def test_statistics_and_realignment_are_those_of_the_paper():
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_the_order_among_hooks_does_not_matter(first, tmp_path):
+def test_order_of_hooks_does_not_matter(first, tmp_path):
     model, save, record = Toy(), Save(str(tmp_path)), Record()
     others = {"hooks_before": [record, save]} if first else {"hooks_after": [record, save]}
     train(model, phase1_iters=3, max_iter=6, **others)
@@ -126,7 +126,7 @@ def test_the_order_among_hooks_does_not_matter(first, tmp_path):
 
 @pytest.mark.parametrize("saved_at", [0, 2, 3, 4, 5])
 def test_resume_on_either_side_of_the_switch_is_exact(saved_at, tmp_path):
-    """The switch is at iteration 4: saved_at 3 is the last checkpoint before it, 4 the first behind it."""
+    """The switch is at iteration 4: saved_at 3 is the last checkpoint before it, 4 the first after it."""
     whole = Toy()
     train(whole, phase1_iters=4, max_iter=9, hooks_before=[Save(str(tmp_path))])
 
@@ -139,7 +139,7 @@ def test_resume_on_either_side_of_the_switch_is_exact(saved_at, tmp_path):
     assert same(whole.state_dict(), resumed.state_dict())
 
 
-def test_only_training_steps_collect():
+def test_only_training_steps_collect_statistics():
     class OtherForwards(HookBase):
         def after_step(self):
             model = self.trainer.model
@@ -156,7 +156,7 @@ def test_only_training_steps_collect():
     assert same(plain.state_dict(), disturbed.state_dict())
 
 
-def test_learned_sites_from_a_file_are_kept_and_only_the_others_run_phase_1():
+def test_sites_learned_in_a_checkpoint_are_kept_and_only_the_others_run_phase_1():
     learned = Toy(collecting=False)
     with torch.no_grad():
         learned.act1.points.normal_()
@@ -170,10 +170,10 @@ def test_learned_sites_from_a_file_are_kept_and_only_the_others_run_phase_1():
     assert [int(state["act1.phase"]) for state in record.after] == [2, 2, 2, 2]
     assert [int(state["act2.phase"]) for state in record.after] == [1, 1, 1, 2]
     assert int(record.after[-1]["act1.num_batches"]) == 0
-    assert not torch.equal(record.after[0]["act1.points"], learned.act1.points)  # it learns from the start
+    assert not torch.equal(record.after[0]["act1.points"], learned.act1.points)  # trained from the start
 
 
-def test_frozen_sites_are_left_alone():
+def test_frozen_sites_do_not_change():
     model = Toy()
     model.act1.requires_grad_(False)
     start = parameters(model.act1)
@@ -183,15 +183,15 @@ def test_frozen_sites_are_left_alone():
     assert not model.act2.collecting
 
 
-def test_the_log_tells_of_the_realignment(caplog):
+def test_realignment_is_logged(caplog):
     with caplog.at_level("INFO", logger="detectron2.pwlu_det.engine.phases"):
         train(Toy(), phase1_iters=2, max_iter=3)
     text = caplog.text
-    assert "2 of 2 trainable sites collect statistics, up to iteration 2" in text
+    assert "2 of 2 trainable sites collect statistics up to iteration 2" in text
     assert "realigned 2 sites at iteration 2; left bounds in [" in text
 
 
-def test_the_hook_leaves_nothing_behind():
+def test_hook_cleans_up_after_training():
     model = Toy()
     trainer = train(model, phase1_iters=3, max_iter=2)
     assert not model._forward_hooks
@@ -233,15 +233,14 @@ def _collect_uneven(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     model = Toy()
     ddp = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-    still = torch.optim.SGD(
-        model.parameters(), lr=0.0
-    )  # the average of gradients weighs the uneven parts alike
+    # No training: DDP averages gradients with equal weights, whatever the sizes of the parts.
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
     train(ddp, 4, 5, optimizer=still, loader=[images(i).split([7, 1])[rank] for i in range(5)])
     torch.save(model.state_dict(), f"{folder}/rank{rank}.pth")
     dist.destroy_process_group()
 
 
-def test_statistics_of_uneven_batches_are_those_of_the_global_one(tmp_path):
+def test_statistics_of_uneven_batches_match_the_global_batch(tmp_path):
     mp.spawn(_collect_uneven, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2))
     assert same(first, second)
@@ -251,11 +250,11 @@ def test_statistics_of_uneven_batches_are_those_of_the_global_one(tmp_path):
         torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-6)
 
 
-# --- T' from a config ----------------------------------------------------------------------
+# --- the length of phase I (T') from a config ---------------------------------------------------
 
 
 class Loader:
-    """Nested as detectron2 nests its loaders."""
+    """Nested like detectron2's data loaders."""
 
     def __init__(self, num_images):
         self.dataset = nn.Module()
@@ -274,7 +273,7 @@ def test_phase_1_in_epochs_is_rounded_down_to_iterations(cfg):
     assert build_phase_hook(cfg, Loader(117266)) is None
 
 
-def test_phase_1_must_end_before_the_training(cfg):
+def test_phase_1_must_be_shorter_than_training(cfg):
     cfg.MODEL.ACTIVATION.NAME = "pwlu"
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 10, 50
     with pytest.raises(ConfigError, match=r"PHASE1_EPOCHS: .* 50 iterations.*less than SOLVER.MAX_ITER = 50"):

@@ -1,43 +1,21 @@
-"""Runs that are resumed in the same process; tests/reliability kills real ones."""
+"""Runs that are resumed within one process; tests/reliability kills and resumes real processes."""
 
 import copy
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.engine import HookBase
 from kill_and_resume import differences, load_final
+from small_runs import cut, make_cfg
 
 from pwlu_det import PWLU, CheckpointError, Trainer
 from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
 from pwlu_det.checkpoint.checkpointer import Checkpointer, Resumable, find_resumable
-from pwlu_det.config import load_config
 from pwlu_det.engine.resume import describe_changes, settle_seed
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "configs/quickstart"
-SMALL = [
-    *("DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 3),
-    *(
-        "MODEL.ACTIVATION.PWLU.PHASE1_ITERS",
-        4,
-        "MODEL.FPN.OUT_CHANNELS",
-        16,
-        "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
-        50,
-    ),
-    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
-]
 PRECISE_BN = ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2]
 AMP = ["SOLVER.AMP.ENABLED", True]
 CLIP_VALUE = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"]
-
-
-def make_cfg(folder, *options, detector="retinanet", activation="pwlu"):
-    options = [*SMALL, "OUTPUT_DIR", folder, "MODEL.ACTIVATION.NAME", activation, *options]
-    cfg = load_config(str(QUICKSTART / f"{detector}_R_18_FPN_digits_pwlu.yaml"), list(map(str, options)))
-    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
-    return cfg
 
 
 def train(cfg, resume=False, hooks=()):
@@ -48,18 +26,10 @@ def train(cfg, resume=False, hooks=()):
     return trainer
 
 
-def cut(whole, folder, iteration):
-    """A run of which nothing but the checkpoint behind an iteration is left."""
-    folder.mkdir()
-    shutil.copy(whole / f"model_{iteration:07d}.pth", folder)
-    (folder / "last_checkpoint").write_text(f"model_{iteration:07d}.pth")
-    return folder
-
-
 VARIANTS = {
     "float32": ([], {}),
     "autocast and PreciseBN": ([*AMP, *PRECISE_BN], {}),
-    "workers that draw sizes and flips": (
+    "workers with random sizes and flips": (
         [
             "DATALOADER.NUM_WORKERS",
             2,
@@ -70,12 +40,12 @@ VARIANTS = {
         ],
         {"activation": "rrelu"},
     ),
-    "Mask R-CNN, which samples": (CLIP_VALUE, {"detector": "mask_rcnn", "activation": "rpau"}),
+    "Mask R-CNN with a random activation": (CLIP_VALUE, {"detector": "mask_rcnn", "activation": "rpau"}),
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, variant):
+def test_resumed_run_is_identical_bit_for_bit(tmp_path, variant):
     options, rest = variant
     train(make_cfg(tmp_path / "whole", *options, **rest))
     expected = load_final(tmp_path / "whole")
@@ -86,7 +56,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, variant):
         assert differences(expected, load_final(folder)) == []
 
 
-def test_a_run_without_a_seed_goes_on_with_its_own(tmp_path):
+def test_run_without_a_seed_resumes_with_its_random_seed(tmp_path):
     cfg = settle_seed(make_cfg(tmp_path / "whole", "SEED", -1))
     assert cfg.SEED >= 0
     train(cfg)
@@ -100,7 +70,7 @@ def test_a_run_without_a_seed_goes_on_with_its_own(tmp_path):
 
 
 class Watch(HookBase):
-    """Keeps the parameters and statistics of all PWLUs as they are behind each step."""
+    """Records the parameters and statistics of all PWLUs after each step."""
 
     def __init__(self):
         self.states, self.dtypes = [], set()
@@ -138,21 +108,21 @@ def test_phases_under_autocast(tmp_path, options):
         assert len(differences(before, after)) == 5
 
 
-def test_what_has_changed_is_said(tmp_path, caplog):
+def test_changed_config_values_are_logged(tmp_path, caplog):
     train(make_cfg(tmp_path / "whole"))
     folder = cut(tmp_path / "whole", tmp_path / "cut", 2)
     with caplog.at_level("WARNING"):
         train(make_cfg(folder, "SOLVER.BASE_LR", 0.01, "DATALOADER.NUM_WORKERS", 1), resume=True)
-    assert "Now changed:\n  SOLVER.BASE_LR: 0.02 -> 0.01" in caplog.text
+    assert "Changed keys:\n  SOLVER.BASE_LR: 0.02 -> 0.01" in caplog.text
     assert "NUM_WORKERS" not in caplog.text and "OUTPUT_DIR" not in caplog.text
 
     folder = cut(tmp_path / "whole", tmp_path / "other", 2)
-    with pytest.raises(CheckpointError, match=r"--resume: .*model_0000002.pth is not of this model: \d+"):
+    with pytest.raises(CheckpointError, match=r"--resume: .*model_0000002.pth does not match the model: \d+"):
         train(make_cfg(folder, activation="prelu"), resume=True)
     assert "MODEL.ACTIVATION.NAME: 'pwlu' -> 'prelu'" in caplog.text
 
 
-def test_changes_are_found_at_any_depth():
+def test_config_changes_are_found_at_any_depth():
     old = {"A": 1, "B": {"C": [1, 2], "D": "x"}, "TEST": {"AUG": 1}, "OUTPUT_DIR": "a"}
     new = {"A": 1, "B": {"C": [1, 3], "E": "x"}, "TEST": {"AUG": 2}, "OUTPUT_DIR": "b"}
     absent = "'(no such key)'"
@@ -193,13 +163,13 @@ DAMAGES = {
     "a flipped bit": flip_a_bit,
     "empty": lambda file: file.write_bytes(b""),
     "foreign": lambda file: file.write_text("not a checkpoint"),
-    "of no training": lambda file: torch.save({"model": {}}, file),
-    "gone": lambda file: file.unlink(),
+    "not from training": lambda file: torch.save({"model": {}}, file),
+    "deleted": lambda file: file.unlink(),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_taken(tmp_path, damage, caplog):
+def test_damaged_checkpoint_is_named_and_the_newest_intact_one_is_used(tmp_path, damage, caplog):
     last, before = write_run(tmp_path)
     assert find_resumable(str(tmp_path)) == Resumable(str(last))
     damage(last)
@@ -207,20 +177,20 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_whole_one_taken(tmp_path, 
     with caplog.at_level("WARNING"):
         Checkpointer(model, str(tmp_path)).resume_or_load("", resume=True)
     assert torch.equal(model["w"], torch.load(before)["model"]["w"])
-    assert f"{last} cannot be resumed (" in caplog.text and f"taking {before}" in caplog.text
+    assert f"{last} cannot be resumed (" in caplog.text and f"using {before} instead" in caplog.text
 
 
-def test_where_no_checkpoint_is_whole_that_is_an_error(tmp_path):
+def test_no_intact_checkpoint_is_an_error(tmp_path):
     assert find_resumable(str(tmp_path)) == Resumable()
     write_run(tmp_path)
     for file in tmp_path.glob("*.pth"):
         truncate(file)
-    with pytest.raises(CheckpointError, match=r"has no whole checkpoint(.|\n)*model_0000014.pth: ") as error:
+    with pytest.raises(CheckpointError, match=r"has no intact checkpoint(.|\n)*model_0000014.pth: ") as error:
         find_resumable(str(tmp_path))
     assert str(error.value).count("\n") == 3
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(RuntimeError, match="on the way"), atomic_writer(str(path)) as f:

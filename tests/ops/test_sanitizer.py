@@ -14,7 +14,7 @@ TESTS = (
     "test_output_mask.py",
     "test_kernels.py::test_kernels_agree_with_plain_torch",
     "test_pointwise.py::test_layouts_and_strides",
-    "test_frelu.py::test_any_shape_dtype_and_layout",
+    "test_frelu_shapes.py::test_any_shape_dtype_and_layout",
 )
 BEYOND_THE_END = """
 import torch, pwlu_det.ops

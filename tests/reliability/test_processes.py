@@ -2,27 +2,20 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from kill_and_resume import ROOT, differences
+from processes import end, free_port, start, wait_for_exit, wait_for_metrics, wait_until
 
 CONFIG = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
+ITERATIONS = 26
 SMALL = [
-    *("DATASETS.TEST", "()", "SOLVER.MAX_ITER", 26, "MODEL.ACTIVATION.PWLU.PHASE1_ITERS", 4),
+    *("DATASETS.TEST", "()", "SOLVER.MAX_ITER", ITERATIONS, "MODEL.ACTIVATION.PWLU.PHASE1_ITERS", 4),
     *("SOLVER.CHECKPOINT_PERIOD", 100, "MODEL.FPN.OUT_CHANNELS", 64),
 ]
-
-
-def free_url() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{s.getsockname()[1]}"
 
 
 def launch(script, folder, *options, processes=1, machines=1, rank=0, url="auto"):
@@ -33,16 +26,15 @@ def launch(script, folder, *options, processes=1, machines=1, rank=0, url="auto"
         *("--num-machines", machines, "--machine-rank", rank, "--dist-url", url),
         *(*SMALL, "OUTPUT_DIR", folder, *options),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(folder / f"output_{rank}.txt", "wb") as log:
-        return subprocess.Popen(
-            list(map(str, command)), cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
+    return start(command, folder / f"output_{rank}.txt")
 
 
-def run(*arguments, **options):
-    process = launch(*arguments, **options)
-    assert process.wait(timeout=400) == 0, (arguments[1] / "output_0.txt").read_text()[-4000:]
+def output(folder):
+    return (folder / "output_0.txt").read_text(errors="replace")
+
+
+def run(script, folder, **options):
+    assert wait_for_exit(launch(script, folder, **options)) == 0, output(folder)[-4000:]
 
 
 AVERAGED = "tests/helpers/train_averaged.py"
@@ -50,87 +42,92 @@ AVERAGED = "tests/helpers/train_averaged.py"
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
+    """The folder of a run in one process."""
     folder = tmp_path_factory.mktemp("one")
     run(AVERAGED, folder)
-    return torch.load(folder / "rank0.pth", weights_only=True)
+    return folder
+
+
+def load_state(folder, rank, iteration):
+    return torch.load(folder / f"rank{rank}_{iteration}.pth", weights_only=True)
 
 
 def check_ranks(folder, number, one_process):
     """Every rank has the same parameters after each iteration, and they are those of one process."""
-    ranks = [torch.load(folder / f"rank{rank}.pth", weights_only=True) for rank in range(number)]
-    assert len(ranks[0]) == 26
-    for other in ranks[1:]:
-        assert differences(ranks[0], other) == []
-    for iteration, (one, many) in enumerate(zip(one_process, ranks[0])):
+    for iteration in range(ITERATIONS):
+        many = load_state(folder, 0, iteration)
+        for rank in range(1, number):
+            assert differences(many, load_state(folder, rank, iteration)) == []
+        one = load_state(one_process, 0, iteration)
         assert one.keys() == many.keys()
         for key, value in one.items():
             near = torch.allclose(many[key], value, rtol=1e-4, atol=1e-5)
             assert near, f"{key} after iteration {iteration}: {many[key]} in place of {value}"
 
 
-@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_train_as_one_with_the_global_batch(tmp_path, one_process, number):
     run(AVERAGED, tmp_path, processes=number)
     check_ranks(tmp_path, number, one_process)
 
 
 def test_two_machines_train_as_one_process(tmp_path, one_process):
-    url = free_url()
+    url = f"tcp://127.0.0.1:{free_port()}"
     machines = [launch(AVERAGED, tmp_path, machines=2, rank=rank, url=url) for rank in (1, 0)]
     for machine in machines:
-        assert machine.wait(timeout=400) == 0, (tmp_path / "output_0.txt").read_text()[-4000:]
+        assert wait_for_exit(machine) == 0, output(tmp_path)[-4000:]
     check_ranks(tmp_path, 2, one_process)
 
 
-def wait_for(path: Path, text: str, seconds: float = 200) -> None:
-    end = time.time() + seconds
-    while text not in (path.read_text(errors="replace") if path.exists() else ""):
-        assert time.time() < end, f"no {text!r} in {path}"
-        time.sleep(0.2)
+def members(process, text=""):
+    """Ids of the processes that a command consists of, or of those with a text in their command lines."""
+    columns = ["ps", "-ww", "-eo", "pid=,pgid=,stat=,args="]
+    lines = subprocess.run(columns, capture_output=True, text=True).stdout.splitlines()
+    running = (line.split(maxsplit=3) for line in lines)
+    return [
+        int(pid)
+        for pid, group, state, arguments in running
+        if int(group) == process.pid and not state.startswith("Z") and text in arguments
+    ]
+
+
+def trainers(process):
+    """Ids of the processes that a command has spawned to train, without those that serve it."""
+    return members(process, "spawn_main")
+
+
+LONG = ("SOLVER.MAX_ITER", 100000)
+TEARDOWN = 60  # seconds of CPU time: enough to end, and not to go on training
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
 def test_a_machine_that_is_lost_ends_the_others_with_an_error(tmp_path, sent):
-    """Silent is what a machine without power is: nothing closes its connections."""
-    url = free_url()
+    """A stopped process is like a machine without power: nothing closes its connections."""
+    url = f"tcp://127.0.0.1:{free_port()}"
     folders = tmp_path / "0", tmp_path / "1"
     machines = [
-        launch("tools/train_net.py", folder, "SOLVER.MAX_ITER", 100000, machines=2, rank=rank, url=url)
+        launch("tools/train_net.py", folder, *LONG, machines=2, rank=rank, url=url)
         for rank, folder in enumerate(folders)
     ]
     try:
-        wait_for(folders[0] / "metrics.json", "total_loss")
-        for child in children(machines[1].pid):
-            os.kill(child, sent)
-        begin = time.time()
-        assert machines[0].wait(timeout=60) != 0
-        assert time.time() - begin < 60
+        wait_for_metrics(folders[0], machines[0])
+        for trainer in trainers(machines[1]):
+            os.kill(trainer, sent)
+        assert wait_for_exit(machines[0], cpu_limit=TEARDOWN) != 0
         if sent == signal.SIGSTOP:
-            assert "process 1 has not been heard of for 40 s" in (folders[0] / "output_0.txt").read_text()
+            assert "process 1 has not responded for 40 s" in output(folders[0])
         else:
-            assert machines[1].wait(timeout=60) != 0
+            assert wait_for_exit(machines[1], cpu_limit=TEARDOWN) != 0
     finally:
-        for machine in machines:
-            for child in children(machine.pid):
-                os.kill(child, signal.SIGKILL)
-            machine.kill()
-            machine.wait()
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a command has spawned to train, without those that serve it."""
-    listed = subprocess.run(
-        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True
-    ).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
+        end(*machines)
 
 
 def test_a_process_that_is_killed_ends_the_run_with_an_error(tmp_path):
-    process = launch("tools/train_net.py", tmp_path, "SOLVER.MAX_ITER", 100000, processes=2)
+    process = launch("tools/train_net.py", tmp_path, *LONG, processes=2)
     try:
-        wait_for(tmp_path / "metrics.json", "total_loss")
-        os.kill(children(process.pid)[1], signal.SIGKILL)
-        assert process.wait(timeout=60) != 0
-        assert not children(process.pid)
+        wait_for_metrics(tmp_path, process)
+        os.kill(trainers(process)[1], signal.SIGKILL)
+        assert wait_for_exit(process, cpu_limit=TEARDOWN) != 0
+        wait_until(lambda: not members(process))
     finally:
-        process.kill()
+        end(process)

@@ -1,4 +1,4 @@
-"""Wrong input ends in one clear error before anything is built."""
+"""Invalid input gives one clear error before anything is built."""
 
 import json
 import os
@@ -21,28 +21,31 @@ PWLU = "MODEL.ACTIVATION.PWLU."
 MISUSES = {
     "unknown name": (
         ["MODEL.ACTIVATION.NAME", "relu7"],
-        "NAME: unknown activation 'relu7'; known are acon_a, acon_b",
+        "NAME: unknown activation 'relu7'; it must be one of acon_a, acon_b",
     ),
     "unknown key": (
         ["MODEL.ACTIVATION.PWLU.INTERVALS", 4],
         "Non-existent key: MODEL.ACTIVATION.PWLU.INTERVALS",
     ),
     "wrong type": ([PWLU + "NUM_INTERVALS", "many"], "many"),
-    "nothing": (
+    "None": (
         [PWLU + "NUM_INTERVALS", None],
         "NUM_INTERVALS is None; it must be of the type of its default 16, int",
     ),
     "unknown stage": (
         ["MODEL.ACTIVATION.STAGES", "['res7']"],
-        "STAGES is ['res7']; it must be out of stem, res2",
+        "STAGES is ['res7']; it must be a subset of stem, res2",
     ),
-    "unknown position": (["MODEL.ACTIVATION.POSITIONS", "['act9']"], "must be out of act1, act2, act3"),
+    "unknown position": (["MODEL.ACTIVATION.POSITIONS", "['act9']"], "must be a subset of act1, act2, act3"),
     "no interval": ([PWLU + "NUM_INTERVALS", 0], "PWLU.NUM_INTERVALS is 0; it must be at least 1"),
     "odd N": (
         [PWLU + "NUM_INTERVALS", 5, PWLU + "REALIGN", False],
-        "NUM_INTERVALS is 5; it must be even where",
+        "NUM_INTERVALS is 5; it must be an even number without phase I",
     ),
-    "odd N, no phase I": ([PWLU + "NUM_INTERVALS", 5, PWLU + "PHASE1_ITERS", 0], "5; it must be even where"),
+    "odd N, no phase I": (
+        [PWLU + "NUM_INTERVALS", 5, PWLU + "PHASE1_ITERS", 0],
+        "5; it must be an even number",
+    ),
     "init bound": ([PWLU + "INIT_BOUND", -1.0], "INIT_BOUND is -1.0; it must be positive"),
     "momentum": ([PWLU + "STAT_MOMENTUM", 1.5], "STAT_MOMENTUM is 1.5; it must be in [0, 1)"),
     "sigmas": ([PWLU + "NUM_SIGMA", 0.0], "NUM_SIGMA is 0.0; it must be positive"),
@@ -59,7 +62,7 @@ MISUSES = {
     ),
     "SyncBN on CPUs": (
         ["--num-gpus", 2, "MODEL.FPN.NORM", "SyncBN"],
-        "MODEL.FPN.NORM is 'SyncBN'; it must be BN or GN: torch's SyncBN works on GPUs only",
+        "MODEL.FPN.NORM is 'SyncBN'; it must be BN or GN: torch's SyncBN only supports GPUs",
     ),
     "FrozenBN": (
         ["MODEL.RESNETS.NORM", "FrozenBN"],
@@ -70,23 +73,23 @@ MISUSES = {
         "FREEZE_AT is 2; it must be 0 when MODEL.WEIGHTS is empty",
     ),
     "no GPU": (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE is 'cuda'; it must be 'cpu' on this machine"),
-    "unknown data set": (["DATASETS.TRAIN", "('digit',)"], "TRAIN: unknown data set 'digit'; known are"),
-    "missing data set": (["DATASETS.TEST", "('lvis_v1_val',)"], "'lvis_v1_val' is not there: no file"),
-    "no data set": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is (); it must be one data set or more"),
+    "unknown dataset": (["DATASETS.TRAIN", "('digit',)"], "TRAIN: unknown dataset 'digit'; known are"),
+    "missing dataset": (["DATASETS.TEST", "('lvis_v1_val',)"], "'lvis_v1_val' is missing: there is no file"),
+    "no dataset": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is (); it must be one data set or more"),
     "missing weights": (
         ["MODEL.WEIGHTS", "none.pth"],
-        "WEIGHTS is 'none.pth'; it must be a file that exists",
+        "WEIGHTS is 'none.pth'; it must be an existing file",
     ),
     "nothing to evaluate": (
         ["--eval-only"],
-        "MODEL.WEIGHTS is ''; it must be the file to evaluate, or use --resume",
+        "MODEL.WEIGHTS is ''; it must be the file to evaluate, unless --resume is used",
     ),
     "unwritable output": (["OUTPUT_DIR", "/dev/null/x"], "OUTPUT_DIR '/dev/null/x' cannot be written"),
 }
 
 
 def run(monkeypatch, capsys, tool, *arguments):
-    """Run a tool that must refuse its arguments, and give what it said."""
+    """Run a tool that must reject its arguments, and return what it printed to stderr."""
     monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
@@ -95,7 +98,7 @@ def run(monkeypatch, capsys, tool, *arguments):
 
 
 @pytest.mark.parametrize("case", MISUSES)
-def test_misuse_of_training_is_one_clear_error(case, monkeypatch, capsys, tmp_path):
+def test_misuse_of_training_gives_one_clear_error(case, monkeypatch, capsys, tmp_path):
     if case == "no GPU":
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
@@ -103,14 +106,14 @@ def test_misuse_of_training_is_one_clear_error(case, monkeypatch, capsys, tmp_pa
     error = run(monkeypatch, capsys, "train_net.py", "--config-file", QUICKSTART, *arguments)
     assert message in error.replace("\n", " ")
     assert "Traceback" not in error
-    assert os.listdir(tmp_path) == []  # nothing was begun
+    assert os.listdir(tmp_path) == []  # nothing was written
 
 
 def test_missing_config_file(monkeypatch, capsys):
     assert "none.yaml" in run(monkeypatch, capsys, "train_net.py", "--config-file", "none.yaml")
 
 
-def test_unsafe_yaml_is_refused(monkeypatch, capsys, tmp_path):
+def test_unsafe_yaml_is_rejected(monkeypatch, capsys, tmp_path):
     path = tmp_path / "unsafe.yaml"
     mark = tmp_path / "ran"
     path.write_text(f'OUTPUT_DIR: !!python/object/apply:os.system ["touch {mark}"]\nVERSION: 2\n')
@@ -119,8 +122,8 @@ def test_unsafe_yaml_is_refused(monkeypatch, capsys, tmp_path):
     assert not mark.exists()
 
 
-def test_phase_1_in_epochs_that_is_too_long(run_tool, tmp_path):
-    """T' of 5 epochs is known once the data set is: 5 * 2000 images / 4 = 2,500 iterations."""
+def test_phase_1_of_too_many_epochs(run_tool, tmp_path):
+    """The length of 5 epochs is known once the dataset is: 5 * 2000 images / 4 = 2,500 iterations."""
     arguments = ("--config-file", QUICKSTART, "OUTPUT_DIR", tmp_path, PWLU + "PHASE1_ITERS", -1)
     output = run_tool("tools/train_net.py", *arguments, code=2)
     assert "train_net.py: error: MODEL.ACTIVATION.PWLU.PHASE1_EPOCHS: phase I would last 2500 iter" in output
@@ -129,7 +132,7 @@ def test_phase_1_in_epochs_that_is_too_long(run_tool, tmp_path):
 
 
 def write_coco(folder, monkeypatch, change):
-    """detectron2's coco_2017_train and _val with something wrong in them."""
+    """Write and register coco_2017_train and coco_2017_val, with a fault in the former."""
     coco.write_coco(folder)
     file = folder / "coco/annotations/instances_train2017.json"
     content = json.loads(file.read_text())
@@ -155,21 +158,21 @@ COCO_FAULTS = {
     "no images": (lambda content, images: content.pop("images"), "images is None; it must be a list"),
     "missing image": (
         lambda content, images: (images / "000000000002.jpg").unlink(),
-        "1 of its 6 images are not there; the first is",
+        "1 of its 6 images are missing; the first is",
     ),
     "all crowd": (
         lambda content, images: [a.update(iscrowd=1) for a in content["annotations"]],
-        "it has no object to train on: 6 images, 12 annotations; left out: 12 crowds",
+        "it has no objects to train on: 6 images, 12 annotations; left out: 12 crowds",
     ),
     "other classes": (
         lambda content, images: content["categories"].reverse() or content["categories"][0].update(name="x"),
-        "its categories are not those of data set 'coco_2017_train'",
+        "its categories do not match those of dataset 'coco_2017_train'",
     ),
 }
 
 
 @pytest.mark.parametrize("case", COCO_FAULTS)
-def test_a_wrong_coco_file_is_one_clear_error_before_the_training(case, monkeypatch, capsys, tmp_path):
+def test_invalid_coco_file_gives_one_clear_error_before_training(case, monkeypatch, capsys, tmp_path):
     change, message = COCO_FAULTS[case]
     write_coco(tmp_path, monkeypatch, change)
     monkeypatch.chdir(tmp_path)
@@ -188,7 +191,7 @@ def test_too_few_classes(monkeypatch, capsys):
     )
 
 
-def test_a_broken_image_is_named(cfg, tmp_path):
+def test_error_names_a_broken_image(cfg, tmp_path):
     (tmp_path / "broken é.jpg").write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"image .*broken é\.jpg cannot be used: cannot identify"):
         Mapper(cfg, is_train=True)({"file_name": str(tmp_path / "broken é.jpg"), "height": 3, "width": 3})
@@ -203,8 +206,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_a_full_disk_in_training_is_one_clear_error(run_tool, tmp_path):
-    """No file may grow beyond 2 MB, which a checkpoint has to."""
+def test_full_disk_during_training_gives_one_clear_error(run_tool, tmp_path):
+    """No file can grow beyond 2 MB, and a checkpoint is larger."""
     (tmp_path / "full_disk.py").write_text(FULL_DISK)
     short = [
         "SOLVER.MAX_ITER",
@@ -231,14 +234,14 @@ def test_a_full_disk_in_training_is_one_clear_error(run_tool, tmp_path):
 
 
 EXPORT = {
-    "missing weights": (["--weights", "none.pth", "--output", "b.pth"], "there is no file none.pth"),
+    "missing weights": (["--weights", "none.pth", "--output", "b.pth"], "file none.pth does not exist"),
     "wrong ending": (["--weights", QUICKSTART, "--output", "b.pkl"], "'b.pkl'; its name must end in .pth"),
-    "missing folder": (["--weights", QUICKSTART, "--output", "none/b.pth"], "there is no folder none"),
+    "missing folder": (["--weights", QUICKSTART, "--output", "none/b.pth"], "folder none does not exist"),
 }
 
 
 @pytest.mark.parametrize("case", EXPORT)
-def test_misuse_of_export_is_one_clear_error(case, monkeypatch, capsys):
+def test_misuse_of_export_gives_one_clear_error(case, monkeypatch, capsys):
     arguments, message = EXPORT[case]
     error = run(monkeypatch, capsys, "export_backbone.py", "--config-file", QUICKSTART, *arguments)
     assert message in error and "Traceback" not in error

@@ -1,0 +1,92 @@
+"""Commands in processes of their own, and waiting for them.
+
+They are waited for by the work that they do: on a busy machine that takes longer, but is not more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(command: Sequence, log: Path, **variables: str) -> subprocess.Popen:
+    """Start a command in a process group of its own. What it prints is appended to a file."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def cpu_seconds(*pids: int) -> int:
+    """CPU time, in seconds, of these processes and of all that descend from them and still run."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,cputimes="], capture_output=True, text=True).stdout
+    table = {pid: rest for pid, *rest in (map(int, line.split()) for line in listed.splitlines())}
+
+    def belongs(pid: int) -> bool:
+        return pid in pids or (pid in table and belongs(table[pid][0]))
+
+    return sum(seconds for pid, (_, seconds) in table.items() if belongs(pid))
+
+
+def end(*processes: subprocess.Popen) -> None:
+    """Kill the process groups of commands that were started here, as far as they still run."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_until(
+    condition: Callable[[], bool], *processes: subprocess.Popen, cpu_limit: int = 600, idle_limit: int = 200
+) -> None:
+    """Wait until ``condition()`` is true.
+
+    Raises:
+        AssertionError: the processes have used ``cpu_limit`` seconds of CPU time without getting there, or
+            none at all for ``idle_limit`` seconds, which means that they hang. They are killed.
+    """
+    pids = [process.pid for process in processes]
+    begin = used = cpu_seconds(*pids)
+    last_progress = time.monotonic()
+    while not condition():
+        time.sleep(0.3)
+        now = cpu_seconds(*pids)
+        if now != used:
+            used, last_progress = now, time.monotonic()
+        if used - begin > cpu_limit or time.monotonic() - last_progress > idle_limit:
+            end(*processes)
+            idle = time.monotonic() - last_progress
+            raise AssertionError(f"gave up after {used - begin} s of CPU time, {idle:.0f} s without any")
+
+
+def wait_for_exit(process: subprocess.Popen, **limits: int) -> int:
+    """Wait until a process has ended, within the limits of ``wait_until``. Gives its exit status."""
+    wait_until(lambda: process.poll() is not None, process, **limits)
+    return process.returncode
+
+
+def wait_for_metrics(folder: Path, process: subprocess.Popen) -> None:
+    """Wait until a training command has made 20 iterations, which is when it writes its first metrics."""
+    metrics = folder / "metrics.json"
+    wait_until(lambda: process.poll() is not None or (metrics.exists() and metrics.stat().st_size), process)
+    assert process.poll() is None, "the training has ended"

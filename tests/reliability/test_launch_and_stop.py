@@ -1,0 +1,95 @@
+"""Real runs that torchrun or SLURM's variables start, and runs that SIGTERM ends."""
+
+import os
+import signal
+import sys
+
+import pytest
+from kill_and_resume import ROOT, differences, load_final
+from processes import free_port, start, wait_for_exit, wait_for_metrics
+from small_runs import SMALL
+
+CONFIG = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
+TOOL = str(ROOT / "tools/train_net.py")
+TWO = ("--num-gpus", "2")
+
+
+def launch(folder, *arguments, options=(), python=(sys.executable,), **variables):
+    """Start a run with OUTPUT_DIR ``folder``; what it prints goes to a file beside it."""
+    command = [*python, TOOL, "--config-file", CONFIG, *arguments, *SMALL, *options, "OUTPUT_DIR", folder]
+    return start(command, printed(folder), **variables)
+
+
+def printed(folder):
+    return folder.with_suffix(".txt")
+
+
+def run(folder, *arguments, code=0, **rest):
+    assert wait_for_exit(launch(folder, *arguments, **rest)) == code, printed(folder).read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The final checkpoint of two processes, as --num-gpus starts them."""
+    folder = tmp_path_factory.mktemp("expected") / "run"
+    run(folder, *TWO)
+    return load_final(folder)
+
+
+def test_torchrun_trains_as_num_gpus_does(tmp_path, expected):
+    folder = tmp_path / "run"
+    python = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    python += ("--master-port", free_port())
+    run(folder, python=python)
+    assert differences(expected, load_final(folder)) == []
+
+
+def test_slurm_s_tasks_train_as_num_gpus_does(tmp_path, expected):
+    folder, port = tmp_path / "run", str(free_port())
+    variables = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_JOB_ID": "1"}
+    variables |= {"SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": port}
+    tasks = [launch(folder, **variables, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
+    for task in tasks:
+        assert wait_for_exit(task) == 0, printed(folder).read_text()[-3000:]
+    assert differences(expected, load_final(folder)) == []
+
+
+def test_torchrun_beside_num_gpus_is_refused(tmp_path):
+    variables = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    variables |= {"LOCAL_WORLD_SIZE": "2"}
+    folder = tmp_path / "run"
+    run(folder, *TWO, code=2, **variables)
+    assert "torchrun has started 2 processes, and --num-gpus" in printed(folder).read_text()
+    assert not folder.exists()
+
+
+LONG = ("SOLVER.MAX_ITER", 40, "SOLVER.CHECKPOINT_PERIOD", 1000, "DATALOADER.NUM_WORKERS", 1)
+
+
+@pytest.mark.parametrize(
+    "processes, whole_group",
+    [
+        pytest.param((), False, id="1 process"),
+        pytest.param(TWO, True, id="2 processes, the whole group"),
+        pytest.param((), True, id="1 process, the whole group", marks=pytest.mark.slow),
+        pytest.param(TWO, False, id="2 processes, the first alone", marks=pytest.mark.slow),
+    ],
+)
+def test_sigterm_saves_and_ends_and_the_run_resumes_exactly(tmp_path, processes, whole_group):
+    whole = tmp_path / "whole"
+    run(whole, *processes, options=LONG)
+
+    folder = tmp_path / "stopped"
+    process = launch(folder, *processes, options=LONG)
+    wait_for_metrics(folder, process)
+    if whole_group:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.terminate()
+    assert wait_for_exit(process) == 143, printed(folder).read_text()[-3000:]
+    last = (folder / "last_checkpoint").read_text()
+    assert last.startswith("model_00000") and (folder / last).exists()
+    assert "Received SIGTERM: writing model_00000" in (folder / "log.txt").read_text()
+
+    run(folder, *processes, "--resume", options=LONG)
+    assert differences(load_final(whole), load_final(folder)) == []
