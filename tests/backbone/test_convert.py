@@ -167,9 +167,9 @@ def test_unknown_block_type_is_an_error(cfg):
     cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
     model = build_backbone(cfg, ShapeSpec(channels=3))
     model.res2[1] = OwnBlock(256, 256, bottleneck_channels=64)
-    with pytest.raises(ValueError, match=r"res2: it holds a OwnBlock.*BottleneckBlock.*STAGES"):
+    with pytest.raises(ValueError, match=r"res2: it has a OwnBlock.*BottleneckBlock.*STAGES"):
         convert_activations(model, lambda _: nn.ReLU(), ["res2"], ["act1"])
-    with pytest.raises(ValueError, match="only those of detectron2"):
+    with pytest.raises(ValueError, match="must be detectron2's ResNet"):
         convert_activations(nn.Sequential(), lambda _: nn.ReLU(), ["res2"], ["act1"])
 
 
@@ -229,7 +229,7 @@ def test_failed_conversion_changes_nothing(cfg):
     class OwnBlock(BottleneckBlock):
         pass
 
-    with pytest.raises(ValueError, match="it holds a OwnBlock"):
+    with pytest.raises(ValueError, match="it has a OwnBlock"):
         block, model.res3[3].__class__ = model.res3[3], OwnBlock
         convert_activations(model, PWLU, ["stem", "res2", "res3"], ["act1"])
     block.__class__ = BottleneckBlock

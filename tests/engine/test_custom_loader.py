@@ -43,9 +43,9 @@ def test_loader_of_detectron2_trains_and_warns_that_resuming_is_not_exact(tmp_pa
     precise_bn = ("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2)
     with caplog.at_level("WARNING"):
         train(CustomLoader, make_cfg(tmp_path / "whole", *precise_bn))
-        assert "data start over" not in caplog.text
+        assert "data stream restarts" not in caplog.text
         train(CustomLoader, make_cfg(cut(tmp_path / "whole", tmp_path / "cut", 2), *precise_bn), resume=True)
-    assert "not that of pwlu_det.build_train_loader, so its data start over" in caplog.text
+    assert "not built by pwlu_det.build_train_loader, so its data stream restarts" in caplog.text
 
 
 def test_custom_mapper_resumes_exactly(tmp_path):

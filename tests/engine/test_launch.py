@@ -83,5 +83,5 @@ def test_number_of_processes(monkeypatch):
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     assert num_processes(arguments()) == 8
-    with pytest.raises(ConfigError, match=r"torchrun has started 8 processes, and --num-gpus .* ask for 2"):
+    with pytest.raises(ConfigError, match=r"torchrun has started 8 processes, but --num-gpus .* ask for 2"):
         num_processes(arguments(2))

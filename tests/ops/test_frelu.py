@@ -60,11 +60,11 @@ def test_output_and_gradients_are_those_of_the_paper(function, wanted, num_param
     y = function(x, *parameters)
     assert (y.shape, y.dtype, y.stride()) == (x.shape, x.dtype, x.stride())
     arrays = [as_numpy(t) for t in (x, *parameters)]
-    # The convolution's output is kept in the dtype of x: its rounding decides, and the norm scales it.
+    # The convolution's output is saved in the dtype of x: that rounding dominates, and the norm scales it.
     tolerance = 2e-5 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
     np.testing.assert_allclose(as_numpy(y), wanted(*arrays), rtol=0, atol=tolerance)
     if dtype in (torch.float16, torch.bfloat16):
-        return  # which of two near values is the larger may depend on their rounding, and so gradients
+        return  # rounding may decide which of two close values is larger, which changes gradients
     grad = torch.randn_like(y)
     grads = torch.autograd.grad(y, (x, *parameters), grad)
     assert grads[0].stride() == x.stride()
@@ -95,10 +95,10 @@ def test_parity_with_the_three_plain_operations(dtype):
     torch.testing.assert_close(y, expected, **tolerance)
     grad = torch.randn_like(y)
     grads = [torch.autograd.grad(out, (x, *parameters), grad) for out in (y, expected)]
-    # In bfloat16 a few elements go the other way, so each difference is taken as a whole.
+    # In bfloat16, the maximum of a few elements is the other argument, so the comparison uses norms.
     tolerance = 0.1 if dtype == torch.bfloat16 else 1e-5
     for name, a, b in zip(("x", "weight", "bias", "norm_weight", "norm_bias"), *grads):
-        if name != "bias":  # which has no effect through the norm: its gradient is rounding alone
+        if name != "bias":  # it has no effect on the norm's output: its gradient is only rounding error
             assert torch.linalg.norm((a - b).double()) <= tolerance * torch.linalg.norm(b.double()), name
 
 
@@ -112,7 +112,7 @@ def test_statistics_are_those_of_the_convolution():
 
 
 def sizes_kept_for_backward(function, x):
-    """Storages of the size of ``x`` that the graph of ``function()`` holds."""
+    """The storages with the size of ``x`` that the graph of ``function()`` holds."""
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: kept.update({t.data_ptr(): t.numel()}) or t, lambda t: t
@@ -194,7 +194,7 @@ def test_wrong_arguments_are_named(position):
 
 
 # --- the compiled kernels -----------------------------------------------------------------------
-# They are what the tests above and below run on, where they are built.
+# If they are built, the tests above and below run on them.
 
 
 @pytest.mark.parametrize("lesser", ["avx2", "none"])

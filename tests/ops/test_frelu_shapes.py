@@ -1,4 +1,4 @@
-"""F-ReLU's ops against the oracle for many shapes, layouts, strides and numbers of threads."""
+"""Funnel ReLU's ops against the oracle for many shapes, layouts, strides and numbers of threads."""
 
 import numpy as np
 import oracle_activations as oracle
@@ -15,7 +15,7 @@ ALL = (True, True)  # gradients
 
 
 def make_case(shape, dtype, channels_last=False, seed=0):
-    """x, its gradient and the four parameters: these in float32, or float64 for float64."""
+    """x, the gradient of y, and the four parameters in float32 (float64 if x is float64)."""
     generator = torch.Generator().manual_seed(seed)
     channels = shape[1]
     tensors = [
@@ -28,7 +28,7 @@ def make_case(shape, dtype, channels_last=False, seed=0):
 
 
 def close(actual, expected, dtype, scale):
-    """Up to rounding of the result, and of terms of size ``scale`` in what ``dtype`` is computed in."""
+    """Equal up to rounding of the result and of terms of size ``scale`` in the compute dtype of ``dtype``."""
     assert actual.shape == expected.shape
     unit = 64 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
     difference = np.abs(actual.double().numpy() - expected)
@@ -65,7 +65,7 @@ def check_training(x, grad, weight, bias, gamma, beta):
     kept = conv.double().numpy()
     assert mean.dtype == var.dtype == gamma.dtype
     assert close(mean, kept.mean((0, 2, 3)), x.dtype, np.abs(kept).max())
-    # Sums are in double, of what is some deviations from the mean: float64 has no digits to spare for that.
+    # Sums are in double, over values some deviations from the mean: float64 has no extra digits for that.
     spread = kept.var((0, 2, 3)) * (1000 if x.dtype == torch.float64 else 1)
     assert close(var, kept.var((0, 2, 3)), x.dtype, spread + 1e-6)
     mean_, rstd = by_channel(mean.double().numpy()), by_channel((var.double().numpy() + EPS) ** -0.5)
@@ -107,7 +107,7 @@ def check_training(x, grad, weight, bias, gamma, beta):
 def test_any_shape_dtype_and_layout(shape, dtype, channels_last, seed):
     x, grad, parameters = make_case(shape, dtype, channels_last, seed)
     check_inference(x, grad, *parameters[:2])
-    if x.numel() > 8 * shape[1]:  # of few values the variance may be near 0, and what it divides large
+    if x.numel() > 8 * shape[1]:  # with few values, the variance may be near 0, and quotients large
         check_training(x, grad, *parameters)
 
 
@@ -118,7 +118,7 @@ def test_any_shape_dtype_and_layout(shape, dtype, channels_last, seed):
     "shape, channels_last", [((1, 3, 19, 18000), False), ((2, 70, 40, 100), True)], ids=str
 )
 def test_results_do_not_depend_on_the_number_of_threads(shape, channels_last):
-    """These are cut into blocks of rows."""
+    """These shapes are divided into blocks of rows."""
     x, grad, parameters = make_case(shape, torch.float32, channels_last)
     threads = torch.get_num_threads()
     results = []
@@ -146,10 +146,10 @@ def test_other_strides():
 
 
 def test_statistics_survive_a_large_mean():
-    """Squares of values near a thousand lose a variance of 1e-2 where floats add them up."""
+    """The squares of values near a thousand lose a variance of 1e-2 if they are summed in float."""
     x = torch.randn(2, 3, 50, 60, generator=torch.Generator().manual_seed(0)) * 0.1 + 1000
     weight, ones = torch.zeros(3, 1, 3, 3), torch.ones(3)
-    weight[:, :, 1, 1] = 1  # the border's zeros stay out of it
+    weight[:, :, 1, 1] = 1  # so that the zero padding has no effect
     for layout in (torch.contiguous_format, torch.channels_last):
         _, conv, mean, var = torch.ops.pwlu_det.frelu(
             x.to(memory_format=layout), weight, ones, ones, ones, EPS
