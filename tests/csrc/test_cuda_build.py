@@ -29,17 +29,17 @@ print("passed")
 """
 
 
-ALL_OF_CPU = re.compile(r'sources = \[[^]]*"baseline_pwlu.cpp"\]\n    if x86:\n')
+CPU_SOURCES = re.compile(r'    sources = \["pwlu_cpu\.cpp".*\n    sources \+= .*\n')
 
 
 def build(folder, **environment):
-    """The CUDA library, after one of the CPU's files: all of those are built by the installation itself."""
+    """Build the CUDA library, after only one source of the CPU library, which the installation builds anyway."""
     source = folder / "source"
     shutil.copytree(
         ROOT / "pwlu_det", source / "pwlu_det", ignore=shutil.ignore_patterns("_C*", "__pycache__")
     )
-    script, count = ALL_OF_CPU.subn(
-        'sources = ["baseline_pwlu.cpp"]\n    if False:\n', (ROOT / "setup.py").read_text()
+    script, count = CPU_SOURCES.subn(
+        '    sources = ["targets/baseline.cpp"]\n', (ROOT / "setup.py").read_text()
     )
     assert count == 1
     (source / "setup.py").write_text(script)
