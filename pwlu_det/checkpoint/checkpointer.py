@@ -60,7 +60,11 @@ class Checkpointer(DetectionCheckpointer):
             self.resumable = resumable
 
     def save(self, name: str, **extra: Any) -> None:
-        """Write ``name``.pth atomically: a file with that name is always complete."""
+        """Write ``name``.pth atomically: a file with that name is always complete.
+
+        Raises:
+            CheckpointError: a part of the state has a type that could not be read back, see :func:`plain`.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         state = {key: value.state_dict() for key, value in self.checkpointables.items()}
