@@ -52,8 +52,9 @@ def cuda_extension():
         known = run(nvcc, "--list-gpu-arch")
         listed = [a for a in ARCHITECTURES if f"compute_{a.replace('.', '')}" in known.split()]
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(listed) + "+PTX"
-    sources = ["pwlu_cuda.cpp", "forward.cu", "backward.cu", "phase1.cu", "frelu_cuda.cpp", "frelu.cu"]
+    sources = ["pwlu_cuda.cpp", "pwlu_forward.cu", "pwlu_backward.cu", "pwlu_phase1.cu"]
     sources += ["pointwise_cuda.cpp", "pointwise_forward.cu", "pointwise_backward.cu"]
+    sources += ["frelu_cuda.cpp", "frelu.cu"]
     return cpp_extension.CUDAExtension(
         CUDA,
         [f"pwlu_det/csrc/cuda/{source}" for source in sources],

@@ -18,7 +18,7 @@ def add_pwlu_config(cfg) -> None:
 
     if "ACTIVATION" in cfg.MODEL:  # a second call must not reset what has been set
         return _add_registered(cfg.MODEL.ACTIVATION, CN)
-    # What SOLVER.AMP.ENABLED computes in on a GPU: float16 with a scaled loss, or bfloat16; a CPU: bfloat16.
+    # The dtype of SOLVER.AMP on a GPU: float16 (with loss scaling) or bfloat16. On a CPU, always bfloat16.
     cfg.SOLVER.AMP.DTYPE = "float16"
 
     cfg.MODEL.ACTIVATION = node = CN()

@@ -46,7 +46,7 @@ def check_config(cfg, num_processes: int = 1) -> None:
     mask_format = cfg.INPUT.MASK_FORMAT
     _check(mask_format in MASK_FORMATS, "INPUT.MASK_FORMAT", mask_format, f"one of {', '.join(MASK_FORMATS)}")
     for key in ("LR_FACTOR", "WEIGHT_DECAY"):
-        _check(0 <= node[key] < float("inf"), f"MODEL.ACTIVATION.{key}", node[key], "at least 0, and finite")
+        _check(0 <= node[key] < float("inf"), f"MODEL.ACTIVATION.{key}", node[key], "at least 0 and finite")
     architecture = cfg.MODEL.META_ARCHITECTURE
     if cfg.TEST.AUG.ENABLED and architecture != "GeneralizedRCNN":
         raise ConfigError(

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def cfg():
-    """detectron2's defaults and ours, on the CPU."""
+    """The default config of detectron2 and pwlu_det, on the CPU."""
     cfg = get_cfg()
     pwlu_det.add_pwlu_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
@@ -25,7 +25,7 @@ def cfg():
 
 @pytest.fixture(scope="session")
 def coco_root(tmp_path_factory):
-    """A folder for the environment variable DETECTRON2_DATASETS."""
+    """A small COCO dataset, for the environment variable DETECTRON2_DATASETS."""
     root = tmp_path_factory.mktemp("datasets")
     write_coco(root)
     return root
@@ -33,7 +33,7 @@ def coco_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_tool(coco_root):
-    """Run a Python script in a process of its own; gives what it printed. Fails the test if it fails."""
+    """Run a Python script in a separate process, check its exit code, and return its output."""
 
     def run(script, *arguments, code=0):
         environment = {**os.environ, "DETECTRON2_DATASETS": str(coco_root)}

@@ -80,14 +80,7 @@ def invoke_main() -> None:
     except PwluDetError as error:
         parser.error(str(error))
     try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args, cfg, notes),
-        )
+        launch(main, args, (args, cfg, notes))
     except ProcessExitedException as error:  # the process has printed why
         sys.exit(error.exit_code or 1)
 

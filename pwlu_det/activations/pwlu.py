@@ -72,9 +72,9 @@ class PWLU(nn.Module):
         running_mean, running_std: mu and sigma of equation 5, ``[C]``, float32.
         phase, num_batches: the phase (1 or 2), and the number of batches in the statistics.
         defers_update: append the moments of each training forward to ``batch_moments``, for the caller to
-            pool over calls and processes and to pass to :meth:`update_statistics`. By default each forward
+            pool over calls and processes and pass to :meth:`update_statistics`. By default, each forward
             updates the statistics itself.
-        expects_hook: warn if a training forward collects statistics and ``defers_update`` is not set.
+        expects_hook: warn if a training forward collects statistics while ``defers_update`` is False.
 
     Raises:
         OptionError: an argument is out of range.
@@ -130,7 +130,7 @@ class PWLU(nn.Module):
     @property
     def collecting(self) -> bool:
         """Whether the site is in phase I, according to the ``phase`` buffer."""
-        # Reading the buffer waits for the GPU, so that is only done after the buffer has been written.
+        # Reading the buffer waits for the GPU, so it is only read after it has been written.
         if torch.compiler.is_compiling() or self.phase.is_meta:
             return self._collecting
         read, version = self._read_phase
@@ -159,9 +159,9 @@ class PWLU(nn.Module):
         If N is odd, the bounds are moved so that 0 is a demarcation point: the right bound becomes
         ``init_bound`` h / (N - h) with h = (N + 1) / 2 (if N = 1, the bounds are 0 and ``init_bound``).
 
-        Until :meth:`realign`, a training forward is exactly ReLU, with gradients of zero for the parameters,
-        which stay in the autograd graph. An optimizer with weight decay would still move them: hide them from
-        it, as :class:`~pwlu_det.TwoPhaseHook` does.
+        Until :meth:`realign`, a training forward is exactly ReLU. The parameters stay in the autograd graph,
+        with zero gradients. An optimizer with weight decay would still change them: hide them from the
+        optimizer, as :class:`~pwlu_det.TwoPhaseHook` does.
         """
         self._write_phase1_parameters()
         for buffer in (self.num_batches, self.running_mean, self.running_std):
@@ -185,22 +185,22 @@ class PWLU(nn.Module):
     def realign(self) -> None:
         """Enter phase II by equation 6: bounds at mu -+ 3 sigma, and ReLU at the new demarcation points.
 
-        Without statistics, which warns, the bounds are -``init_bound`` and ``init_bound``.
+        Without statistics, a warning is issued, and the bounds become -``init_bound`` and ``init_bound``.
         """
         if self.num_batches > 0:
             half_width = (self.num_sigma * self.running_std).clamp(min=self.MIN_REALIGNED_WIDTH / 2)
             self._reset_to_relu(self.running_mean - half_width, self.running_mean + half_width)
         else:
-            warnings.warn(_NO_STATISTICS, stacklevel=3)  # 2 is the decorator
+            warnings.warn(_NO_STATISTICS, stacklevel=3)  # level 2 is the decorator
             self._reset_to_relu(*self._initial_bounds())
         self._set_phase(LEARNING)
 
     def _set_phase(self, phase: int) -> None:
         self.phase.fill_(phase)
-        self._collecting = phase == COLLECTING  # on the meta device, and where torch compiles
+        self._collecting = phase == COLLECTING  # used on the meta device and by torch.compile
 
     def _collects(self) -> bool:
-        # PreciseBN and evaluation run without gradients, and a frozen site has none: neither is training.
+        # Only training collects: PreciseBN and evaluation disable gradients, and a frozen site has none.
         trains = self.training and torch.is_grad_enabled()
         return trains and self.collecting and any(p.requires_grad for p in self._parameter_list())
 
@@ -219,7 +219,7 @@ class PWLU(nn.Module):
 
     @torch.no_grad()
     def _reset_to_relu(self, left_bound: Tensor, right_bound: Tensor) -> None:
-        """Equation 6, in place: the optimizer and DDP hold these very parameters."""
+        """Apply equation 6 in place: the optimizer and DDP hold references to these parameters."""
         dtype = self.points.dtype
         for parameter, value in zip(
             self._parameter_list(), self._relu_parameters(left_bound.to(dtype), right_bound.to(dtype))
@@ -242,7 +242,7 @@ class PWLU(nn.Module):
             length = self.init_bound / max(n - h, 1)
             left, right = left if n > 1 else torch.zeros_like(left), torch.full_like(right, h * length)
         points, *others = self._relu_parameters(left, right)
-        if n % 2:  # as products, in which 0 is exact
+        if n % 2:  # products, so that 0 is exact
             points = (torch.arange(h - n, h + 1, dtype=torch.float64, device=left.device) * length).relu()
             points = points.float().expand(len(left), -1)
         return [value.to(self.points.dtype) for value in (points, *others)]
@@ -252,10 +252,10 @@ class PWLU(nn.Module):
             _write(parameter, start)
 
     def _holds_relu(self) -> bool:
-        """Whether the parameters are still those that :meth:`begin_collecting` has written."""
+        """Whether the parameters are still those that :meth:`begin_collecting` wrote."""
         parameters = self._parameter_list()
         versions = [_version(p) for p in parameters]
-        # On a GPU a comparison waits for the GPU, so it is done only after a parameter has been written.
+        # On a GPU the comparison synchronizes, so it is only done after a parameter has been written.
         if not self.points.is_cuda or versions != self._checked_versions:
             if not all(map(torch.equal, parameters, self._phase1_parameters())):
                 return False
@@ -274,17 +274,17 @@ class PWLU(nn.Module):
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         if found and "phase" not in found:
-            self._set_phase(LEARNING)  # parameters by themselves are trained ones
+            self._set_phase(LEARNING)  # parameters without a phase count as trained
         if found and not self.phase.is_meta and self.collecting:
             self._settle_phase1()
 
     @torch.no_grad()
     def _settle_phase1(self) -> None:
-        """After loading a file of phase I: its parameters are a start, or they have been trained.
+        """After loading a file saved in phase I: decide whether its parameters are initial or trained.
 
-        They are a start if they are ReLU between bounds that all channels share; with an odd N, older
-        versions of this package chose other bounds. Anything else is a trained function, for example of an
-        averaged model whose ``phase`` was never updated.
+        They are initial if they are ReLU with bounds that all channels share. They are then rewritten, since
+        older versions of this package used other bounds for odd N. Anything else is a trained function, such
+        as that of an averaged model whose ``phase`` was never updated, and enters phase II.
         """
         _, left_bound, right_bound, *_ = parameters = self._parameter_list()
         largest = max(float(left_bound.abs().max()), float(right_bound.abs().max()))
@@ -299,12 +299,12 @@ class PWLU(nn.Module):
 
 
 def _version(tensor: Tensor) -> int:
-    """A number that changes with every in-place operation, except on inference tensors, which have none."""
+    """The version counter, which in-place operations increment; -1 for inference tensors, which have none."""
     return -1 if tensor.is_inference() else tensor._version
 
 
 def _write(parameter: Tensor, value: Tensor) -> None:
-    """Copy in place, also into a sharded parameter (FSDP2), for which all processes have the same value."""
+    """Copy in place. For a sharded parameter (FSDP2), all processes must pass the same full value."""
     if hasattr(parameter, "device_mesh"):
         value = dist.tensor.distribute_tensor(value, parameter.device_mesh, parameter.placements)
     parameter.copy_(value)

@@ -73,7 +73,7 @@ def _convert(backbone: Backbone, cfg) -> Backbone:
     basic = cfg.MODEL.RESNETS.DEPTH in (18, 34)
     positions = placement.positions_of_basic_blocks if basic else placement.positions
     stages = node.STAGES or placement.stages
-    if node.NAME == "relu":  # at the other sites as well
+    if node.NAME == "relu":  # the sites that are not selected are ReLU, too
         stages = placement.stages
     _warn_of_missing_stages(backbone, node)
     return convert_activations(

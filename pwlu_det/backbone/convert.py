@@ -60,8 +60,8 @@ def convert_activations(
         ``backbone`` itself.
 
     Raises:
-        PwluDetError: a stem, block or top block has a type without a conversion, or no site is chosen. The
-            backbone is not changed then.
+        PwluDetError: a stem, block or top block has a type that cannot be converted, there is no ResNet, or
+            no site is selected. The backbone is then unchanged.
     """
     blocks = list(_enumerate_blocks(backbone))
     chosen = [(stage, block, n <= num_frozen) for n, stage, block in blocks if stage in stages]
@@ -73,7 +73,7 @@ def convert_activations(
     if not any(position in positions for stage, block, _ in chosen for position in _positions_of(block)):
         raise PwluDetError(
             f"no activation is converted: stages {list(stages)} and positions {list(positions)} have no "
-            f"site that is not frozen. The backbone has {_describe(blocks)}; the first {num_frozen} stages "
+            f"site that is not frozen. The backbone has {_describe(blocks)}; its first {num_frozen} stages "
             "are frozen"
         )
     for block, sites in conversions:
@@ -93,8 +93,8 @@ def _enumerate_blocks(backbone: nn.Module) -> Iterator[tuple[int, str, nn.Module
     resnet = backbone.bottom_up if isinstance(backbone, FPN) else backbone
     if not isinstance(resnet, ResNet):
         raise PwluDetError(
-            f"cannot convert the activations of a {type(resnet).__module__}.{type(resnet).__qualname__}: "
-            "only those of detectron2's own ResNet, with or without its FPN"
+            f"cannot convert the activations of a {type(resnet).__module__}.{type(resnet).__qualname__}; it "
+            "must be detectron2's ResNet, with or without its FPN"
         )
     yield 1, "stem", resnet.stem
     for number, name in enumerate(resnet.stage_names, start=2):
@@ -106,7 +106,7 @@ def _enumerate_blocks(backbone: nn.Module) -> Iterator[tuple[int, str, nn.Module
 
 
 def _positions_of(block: nn.Module) -> list[str]:
-    """The positions of a block's sites; the one site of P6P7 counts as act1."""
+    """The positions of a block's sites; the only site of P6P7 counts as act1."""
     return ["act1" if site == "act" else site for site in _CONVERSIONS[type(block)][1]]
 
 
@@ -118,20 +118,20 @@ def _describe(blocks: list[tuple[int, str, nn.Module]]) -> str:
 def _build_sites(
     stage: str, block: nn.Module, build: Callable, positions: Collection[str], frozen: bool
 ) -> dict[str, nn.Module]:
-    """The activation modules of one block by their names."""
+    """The activation modules of one block, by name."""
     if type(block) not in _CONVERSIONS:
         known = ", ".join(t.__name__ for t in _CONVERSIONS)
         raise PwluDetError(
-            f"cannot convert the activations of {stage}: it holds a {type(block).__name__}, and only "
+            f"cannot convert the activations of {stage}: it has a {type(block).__name__}, and only "
             f"{known} can be converted. Leave {stage} out of MODEL.ACTIVATION.STAGES to keep its ReLUs."
         )
     sites = {}
     for (site, conv), position in zip(_CONVERSIONS[type(block)][1].items(), _positions_of(block)):
         activation = build(getattr(block, conv).out_channels) if position in positions else nn.ReLU()
         if isinstance(activation, nn.ReLU):
-            activation.inplace = not isinstance(block, LastLevelP6P7)  # P6 is an output too
+            activation.inplace = not isinstance(block, LastLevelP6P7)  # P6 is also an output
         if frozen:
             activation.requires_grad_(False)
-            FrozenBatchNorm2d.convert_frozen_batchnorm(activation)  # as detectron2 freezes a block's norms
+            FrozenBatchNorm2d.convert_frozen_batchnorm(activation)  # as detectron2 does in frozen blocks
         sites[site] = activation.train(block.training)
     return sites

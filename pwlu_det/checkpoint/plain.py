@@ -1,4 +1,4 @@
-"""State as the checkpoint reader admits it: tensors, and Python's own containers and values."""
+"""Convert state to the types that the checkpoint reader allows: tensors and built-in Python types."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _VALUES = (
 
 
 def plain(value: Any, path: str) -> Any:
-    """The same state, with NumPy's numbers and arrays as Python's numbers and tensors.
+    """Convert NumPy scalars and arrays in ``value`` to Python numbers and tensors.
 
     Args:
-        path: names the state in the error, as in ``model_0000099.trainer.hooks``.
+        path: name of the state for error messages, for example ``model_0000099.trainer.hooks``.
 
     Raises:
-        CheckpointError: a value of another type, which ``torch.load(weights_only=True)`` would refuse.
+        CheckpointError: a value has another type, which ``torch.load(weights_only=True)`` would reject.
     """
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.from_numpy(np.array(value))
@@ -37,8 +37,8 @@ def plain(value: Any, path: str) -> Any:
         return type(value)(plain(item, f"{path}[{i}]") for i, item in enumerate(value))
     if type(value) not in _VALUES:
         raise CheckpointError(
-            f"{path} is of type {type(value).__module__}.{type(value).__qualname__}, which no checkpoint "
-            "can hold safely; allowed are tensors, and dictionaries, lists, tuples, sets, strings and "
-            "numbers of Python and NumPy"
+            f"{path} is of type {type(value).__module__}.{type(value).__qualname__}, which is not "
+            "allowed in a checkpoint; allowed are tensors, dictionaries, lists, tuples, sets, strings, "
+            "numbers and NumPy arrays of numbers"
         )
     return value

@@ -1,4 +1,4 @@
-// The ops' arguments, and their checks on CPU and CUDA; ops/arguments.py has the same for plain torch.
+// The arguments of the ops and their checks for CPU and CUDA; ops/library.py has the same checks for plain torch.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -15,9 +15,10 @@ namespace {
 
 using at::Tensor;
 
-// An op's name, and "name: shape" of each argument in their order. The shape of x is "B C *" or "B C H W"; that of
-// the others is "x" for a tensor of the shape and dtype of x, or a list of sizes: C, the channels of x; P, which is C
-// or 1 (one function for the layer); S, 1 or more; N+1, 2 or more; or a digit. "eps" and output_mask have no shape.
+// The name of an op, and "name: shape" for each argument in order. The shape of x is "B C *" or "B C H W"; that of
+// the others is "x" for a tensor with the shape and dtype of x, or a list of sizes: C, the number of channels of x;
+// P, which is C or 1 (one function per layer); S, at least 1; N+1, at least 2; or a digit. "eps" has no shape, and
+// output_mask is not listed.
 struct Signature {
   const char* op;
   const char* arguments[12];
@@ -31,14 +32,14 @@ struct Argument {
       : name(text.substr(0, text.find(':'))), shape(text.substr(name.size() + 2)), tensor(tensor) {}
 };
 
-// "C, S" of "C S"
+// "C S" to "C, S"
 inline std::string with_commas(std::string_view shape) {
   std::string text;
   for (char symbol : shape) text += symbol == ' ' ? ", " : std::string(1, symbol);
   return text;
 }
 
-// What the letters in shapes stand for. The first argument with P, S or N+1 decides what that is.
+// The sizes that the letters in shapes stand for. The first argument with P, S or N+1 determines that size.
 class SymbolicSizes {
  public:
   explicit SymbolicSizes(int64_t channels) : channels_(channels) {}
@@ -81,7 +82,7 @@ class SymbolicSizes {
   int64_t channels_, functions_ = -1, coefficients_ = -1, points_ = -1;
 };
 
-// What every tensor must be.
+// The dtype and layout, which have the same requirements for every tensor.
 inline void check_kind(const char* op, const Argument& argument) {
   const at::ScalarType dtype = argument.tensor.scalar_type();
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16, op,
@@ -127,7 +128,7 @@ inline void check_eps(const char* op, double eps) {
   TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0, op, ": eps is ", eps, "; it must be finite and not negative");
 }
 
-// An op's function, which is called with checked arguments.
+// Checks the arguments of an op, then calls its function.
 template <const Signature& kSignature, auto kFunction>
 struct CheckedOp;
 

@@ -1,12 +1,12 @@
-// How a tensor lies in memory, as the kernels see it. No torch in here, and no CUDA.
+// The memory layout of a tensor, as the kernels see it. Independent of torch and CUDA.
 #pragma once
 
 #include <cstdint>
 
 namespace pwlu {
 
-// Memory that is dense: [batch, channels, inner], or with channels last [batch, inner, channels]. A function that
-// all channels share sees one row, {1, 1, numel}.
+// Dense memory: [batch, channels, inner], or [batch, inner, channels] for channels last. If all channels share one
+// function, the tensor is a single row, {1, 1, numel}.
 struct Layout {
   int64_t batch, channels, inner;
   bool channels_last;

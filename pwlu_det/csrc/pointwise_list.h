@@ -1,12 +1,12 @@
-// The pointwise activations, one row each: the enum, the tables of kernels, their choice and the ops' registration
-// are made from this list. No torch in here, and no CUDA.
+// The pointwise activations, one per row. The enum, the kernel tables, the kernel selection and the registration of
+// the ops are generated from this list. Independent of torch and CUDA.
 #pragma once
 
 namespace pwlu {
 
-// _(op, its formula in pointwise_math.h, its parameters in the order of the op's arguments)
+// _(op, formula in pointwise_math.h, parameters in the order of the op's arguments)
 //
-// Parameters have the names and shapes of ops/formulas.py; checks.h explains the shapes.
+// The parameters have the same names and shapes as in ops/formulas.py; checks.h explains the shapes.
 #define PWLU_FORALL_POINTWISE(_)                                            \
   _(prelu, Prelu, "slope: C")                                               \
   _(apl, Apl<>, "slopes: S C", "offsets: S C")                              \
@@ -19,14 +19,14 @@ namespace pwlu {
   _(slaf, Slaf<>, "coefficients: C S")                                      \
   _(pau, Pau, "numerator: P 6", "denominator: P 4")
 
-// Its enumerators have the names of the ops.
+// The enumerators have the names of the ops.
 enum class Activation {
 #define PWLU_ENUMERATOR(op, ...) op,
   PWLU_FORALL_POINTWISE(PWLU_ENUMERATOR)
 #undef PWLU_ENUMERATOR
 };
 
-// The most parameters of a channel.
+// The maximum number of parameters per channel.
 constexpr int kMaxParameters = 64;
 
 }  // namespace pwlu

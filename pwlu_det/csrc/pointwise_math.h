@@ -1,11 +1,11 @@
-// The formulas of the pointwise activations, over a number V: float, double or a vector of floats.
+// The formulas of the pointwise activations, for a number type V: float, double or a vector of floats.
 //
-// Each has forward(x, p) = y, where p are a channel's parameters in the order of the op's arguments, and
-// backward(x, p, d), which returns dy/dx and writes dy/dp to d. kSize is the number of parameters. A formula with any
-// number of them has a kSize of 0, of_size(size) to make one, and in Usual its type for the number that it usually
-// has, which is faster, as the compiler knows that number.
+// Each has forward(x, p) = y, where p holds a channel's parameters in the order of the op's arguments, and
+// backward(x, p, d), which returns dy/dx and writes dy/dp to d. kSize is the number of parameters. A formula with a
+// variable number of parameters has a kSize of 0 and is constructed by of_size(size). Its member type Usual is the
+// formula for the most common number, which is faster because the number is known at compile time.
 //
-// A V has + - * / and the functions that are defined here for float and double.
+// V supports + - * / and the functions that are defined here for float and double.
 #pragma once
 
 #include <cmath>
@@ -22,7 +22,7 @@ namespace {
 
 using std::fma;
 
-// Of two numbers min and max give the second where one is NaN, as the processors' own do.
+// min and max return the second argument if either is NaN, like the processor's own instructions.
 template <typename V>
 PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, V> min(V a, V b) {
   return a < b ? a : b;
@@ -35,7 +35,7 @@ template <typename V>
 PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, V> abs(V a) {
   return a < V(0) ? -a : a;
 }
-// a where c > 0
+// a if c > 0, else b
 template <typename V>
 PWLU_MATH std::enable_if_t<std::is_floating_point_v<V>, V> where_positive(V c, V a, V b) {
   return c > V(0) ? a : b;
@@ -81,7 +81,7 @@ struct Prelu {  // slope
   }
 };
 
-// Of y = u * sigmoid(z) + p2 x with u = (p1 - p2) x and z = beta u: the derivatives by u and by z.
+// The derivatives of y = u * sigmoid(z) + p2 x with respect to u = (p1 - p2) x and to z = beta u.
 template <typename V>
 struct Gate {
   V u, by_u, by_z;
@@ -251,9 +251,9 @@ struct Slaf {
   }
 };
 
-// numerator (6), denominator (4): P / Q. In double x is scaled, as it may be too large for its powers:
-// with m = max(1, |x|), u = x / m, v = 1 / m it is m * (P / m^5) / (Q / m^4), whose terms never exceed their
-// coefficients. In float m is 1: what overflows is looked at again in double.
+// numerator (6), denominator (4): P / Q. In double, x is scaled, as its powers may overflow: with m = max(1, |x|),
+// u = x / m and v = 1 / m, P / Q is m * (P / m^5) / (Q / m^4), whose terms never exceed their coefficients. In float,
+// m is 1, and results that overflow are computed again in double.
 struct Pau {
   static constexpr int kSize = 10;
   template <typename V>
@@ -313,7 +313,7 @@ struct Pau {
   };
 };
 
-// run(the formula F for this number of parameters)
+// Calls run(formula) with the formula F for this number of parameters.
 template <typename F, typename Run>
 auto with_size(int size, const Run& run) {
   if constexpr (F::kSize != 0) {

@@ -1,10 +1,10 @@
-// The ops of the pointwise activations, whatever computes them.
+// The ops of the pointwise activations, for any backend.
 //
 // A backend has
 //   Tensor forward(Activation, x, rows)
-//   Tensor backward(Activation, grad, x, rows, with_x, gradients), which returns the gradient of x if with_x says so,
-//     and writes those of the rows to `gradients`, which is empty if nobody asks for them
-// where rows are the parameters as [coefficients, channels]. All arguments have been checked.
+//   Tensor backward(Activation, grad, x, rows, with_x, gradients), which returns the gradient of x if with_x is true,
+//     and writes those of the rows to `gradients`, which is empty if they are not requested
+// where rows are the parameters as [coefficients, channels]. All arguments have already been checked.
 #pragma once
 
 #include <torch/library.h>

@@ -1,4 +1,4 @@
-// The arguments of PWLU's and Funnel ReLU's ops; pointwise_ops.h has those of the pointwise activations.
+// The arguments of the ops of PWLU and Funnel ReLU; pointwise_ops.h has those of the pointwise activations.
 #pragma once
 
 #include "checks.h"

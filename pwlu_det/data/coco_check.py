@@ -85,10 +85,10 @@ def _check_content(content: Any, image_root: str, use: Use, unique: bool) -> Sum
     note = ", ".join(f"{number} {what}" for what, number in left_out.items())
     notes = [f"left out: {note}"] if note else []
     if any(annotation["id"] == 0 for annotation in annotations):
-        notes.append("an annotation has the id 0, with which COCO's evaluation is wrong")
+        notes.append("an annotation has the id 0, which makes COCO's evaluation wrong")
     oversized = sum(map(_area_exceeds_box, annotations))
     if oversized:
-        notes.append(f"{oversized} areas are larger than their boxes, so that AP by size is wrong")
+        notes.append(f"{oversized} areas are larger than their boxes, which makes AP by size wrong")
     return Summary(
         classes=[categories[i]["name"] for i in sorted(categories)],
         num_instances=len(annotations) - sum(left_out[what] for what in (_STRAY, _CROWD, _NO_POLYGON)),
@@ -159,7 +159,8 @@ def _check_annotations(
             raise _Fault(f"annotations[{number}]: id is {shown}; it must be an integer")
         if annotation["id"] == 0 and not use.training:
             raise _Fault(
-                f"annotations[{number}]: id is 0, which COCO's evaluation takes for none; it must be another"
+                f"annotations[{number}]: id is 0, which COCO's evaluation treats as unmatched; it must be "
+                "another integer"
             )
         fault = _find_annotation_fault(annotation, images, categories, use)
         if fault:

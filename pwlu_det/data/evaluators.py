@@ -1,4 +1,4 @@
-"""The evaluator that the metadata of a data set name, as in detectron2's own train_net.py."""
+"""Select the evaluator of a dataset by its metadata, as in detectron2's train_net.py."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def _coco(name: str, folder: str, cfg) -> DatasetEvaluator:
         name,
         output_dir=folder,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
-        # A data set that is not in COCO's format is converted to it; annotations may have been corrected
-        # since.
+        # detectron2 converts other datasets to COCO format; a cached conversion may be out of date.
         allow_cached_coco=False,
     )
 
@@ -58,29 +57,28 @@ _PACKAGES = {
 
 
 def evaluator_type(dataset_name: str) -> str:
-    """The type in the metadata of a data set; "coco" if there is none, as for data sets of a user's own.
+    """The evaluator type in the metadata of a dataset, or "coco" if there is none, as in custom datasets.
 
     Raises:
-        ConfigError: there is no evaluator of that type, or the package that it needs is not installed.
+        ConfigError: the type is unknown, or the package that it requires is not installed.
     """
     name = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     if name not in _EVALUATORS:
         raise ConfigError(
-            f"DATASETS.TEST: the metadata of '{dataset_name}' ask for an evaluator of type '{name}'; known "
-            f"are {', '.join(_EVALUATORS)}. Another one can be made by build_evaluator of a trainer of your "
-            "own"
+            f"DATASETS.TEST: the metadata of '{dataset_name}' has the unknown evaluator_type '{name}'; known "
+            f"are {', '.join(_EVALUATORS)}. For others, override build_evaluator in your own trainer"
         )
     package = _PACKAGES.get(name)
     if package and importlib.util.find_spec(package) is None:
         raise ConfigError(
-            f"DATASETS.TEST: the evaluation of '{dataset_name}' needs the package {package}, which is not "
+            f"DATASETS.TEST: evaluating '{dataset_name}' requires the package {package}, which is not "
             "installed"
         )
     return name
 
 
 def build_evaluator(cfg, dataset_name: str, folder: str) -> DatasetEvaluator:
-    """The evaluator of a data set, which writes its results to ``folder``.
+    """Build the evaluator of a dataset, which writes its results to ``folder``.
 
     Raises:
         ConfigError: see :func:`evaluator_type`.

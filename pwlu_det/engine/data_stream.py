@@ -31,22 +31,23 @@ Draw = tuple[int, int]
 
 
 def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> DataLoader:
-    """detectron2's training loader (data set, sampler, mapper, grouping by aspect ratio), which can resume.
+    """A resumable version of detectron2's training loader (data set, sampler, mapper, aspect-ratio grouping).
 
-    The random numbers for an image depend only on ``SEED`` and on the position of the image in the stream,
-    so neither ``NUM_WORKERS`` nor the number of processes changes them; without grouping, the batches of all
-    processes together are those of one process. A data set without a fixed order (an ``IterableDataset``)
-    gets detectron2's own loader, which cannot resume exactly.
+    The random numbers for an image depend only on ``SEED`` and the image's position in the stream, so neither
+    ``NUM_WORKERS`` nor the number of processes changes them. Without grouping, the batches of all processes
+    together are those of one process. For an ``IterableDataset``, detectron2's own loader is returned, which
+    cannot resume exactly.
 
     Args:
-        mapper: makes what the model is given from an entry of the data set; by default detectron2's own, with
-            errors that name the image. Its random numbers have to come from NumPy, torch or Python.
+        cfg: a detectron2 config.
+        mapper: maps an entry of the data set to the model's input. Default: detectron2's mapper, with errors
+            that name the image. Its random numbers must come from NumPy, torch or Python's ``random``.
     """
     mapper = mapper or Mapper(cfg, is_train=True)
-    # The mapper works on one image at a time, so it can come last, after batches are made of unread entries.
+    # The mapper works on one image at a time, so it can run last: batches are formed before images are read.
     with seeded(cfg.SEED):  # detectron2's samplers draw their seed from NumPy
         loader = build_detection_train_loader(cfg, mapper=_identity)
-    while not isinstance(loader, ToIterableDataset):  # the pair of sampler and data set, innermost
+    while not isinstance(loader, ToIterableDataset):  # the innermost layer: sampler and data set
         if not hasattr(loader, "dataset"):
             return build_detection_train_loader(cfg, mapper=mapper)
         loader = loader.dataset
@@ -62,21 +63,21 @@ def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> Dat
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
         worker_init_fn=_leave_sigterm_to_the_parent,
-        generator=torch.Generator(),  # the default one is also used by the model
+        generator=torch.Generator(),  # the model also uses the default one
     )
 
 
 def enter_stream(loader, first_batch: int) -> None:
-    """Let the next iterator of a loader of :func:`build_train_loader` start after that many batches.
+    """Make the next iterator of a loader from :func:`build_train_loader` skip the first batches.
 
-    Any other loader starts anew, which is logged if there is something to skip.
+    Any other loader restarts; a warning is logged if there is something to skip.
     """
     if isinstance(getattr(loader, "batch_sampler", None), BatchSampler):
         loader.batch_sampler.first_batch = first_batch
     elif first_batch > 0:
         logger.warning(
-            "The data loader is not that of pwlu_det.build_train_loader, so its data start over: the run "
-            "continues, but its weights will not be exactly those of an uninterrupted run."
+            "The data loader was not built by pwlu_det.build_train_loader, so its data stream restarts: the "
+            "weights will not be exactly those of an uninterrupted run."
         )
 
 
@@ -130,7 +131,7 @@ def _identity(image: dict) -> dict:
 
 
 def _find_wide(images: Dataset) -> list[bool] | None:
-    """Whether each image is wider than high; None if the data set does not say."""
+    """For each image, whether it is wider than high; None if the data set has no sizes."""
     entries = [images[i] for i in range(len(images))]
     if any("width" not in entry or "height" not in entry for entry in entries):
         logger.warning(
@@ -141,7 +142,10 @@ def _find_wide(images: Dataset) -> list[bool] | None:
 
 
 def _leave_sigterm_to_the_parent(worker: int) -> None:
-    """Clusters send SIGTERM to all processes of a run; the trainer still needs its workers then."""
+    """Make a worker ignore SIGTERM unless its parent sends it.
+
+    Clusters send SIGTERM to all processes of a run, and the trainer still needs its workers after that.
+    """
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():

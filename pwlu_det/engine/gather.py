@@ -1,4 +1,4 @@
-"""A number of each process, known to all of them, in each iteration."""
+"""Gathering one number per process in each iteration."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from detectron2.utils import comm
 class EachIteration:
     """Gathers one number per process and call, without waiting for a GPU.
 
-    A call gives the numbers of the call before it, the same ones on every process; :meth:`newest` gives
-    those of the last call. All processes have to make the same calls.
+    With several processes, a call returns the numbers of the previous call, which are available by then;
+    with one process, it returns the number passed. :meth:`newest` returns the numbers of the last call. The
+    results are the same on every process, and all processes must make the same calls.
     """
 
     def __init__(self):

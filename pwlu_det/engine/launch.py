@@ -1,4 +1,4 @@
-"""Starting the processes of a run: detectron2's own launcher, or those that torchrun or SLURM has started."""
+"""Starting the processes of a run, with detectron2's launcher, torchrun or SLURM's srun."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from pwlu_det.errors import ConfigError
 
 
 class Environment(NamedTuple):
-    """This process's place among those that a launcher has started."""
+    """This process's rank among the processes started by a launcher."""
 
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
     url: str
-    """where they meet, for ``init_process_group``"""
+    """The ``init_method`` of ``init_process_group``."""
 
 
 def find_environment(variables: Mapping[str, str] = os.environ) -> Environment | None:
-    """What torchrun, or SLURM's srun, says of this process; None if it was not started by either.
+    """Read the environment variables of torchrun or SLURM's srun; None if neither started this process.
 
     Raises:
         ConfigError: some variables are missing, or are not numbers.
@@ -38,25 +38,25 @@ def find_environment(variables: Mapping[str, str] = os.environ) -> Environment |
         if "TORCHELASTIC_RUN_ID" in variables:
             names = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
             return Environment(*(int(variables[name]) for name in names), "env://")
-        if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # set by srun, and not by sbatch alone
+        if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # set by srun, but not by sbatch alone
             host = variables.get("MASTER_ADDR") or _first_host(variables["SLURM_STEP_NODELIST"])
             port = variables.get("MASTER_PORT") or 20000 + int(variables["SLURM_JOB_ID"]) % 20000
             names = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"
-            # As in "2(x3),1": two tasks on each of three machines, then one.
+            # For example "2(x3),1": two tasks on each of three machines, and one on the fourth.
             per_node = re.match(r"\d+", variables["SLURM_STEP_TASKS_PER_NODE"])[0]
             return Environment(
                 *(int(variables[name]) for name in names), int(per_node), f"tcp://{host}:{port}"
             )
     except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"the environment of torchrun or SLURM is incomplete ({error}); start the run by torchrun, by "
-            "srun, or by --num-gpus, --num-machines, --machine-rank and --dist-url"
+            f"the environment of torchrun or SLURM is incomplete ({error}); start the run with torchrun, "
+            "srun, or --num-gpus, --num-machines, --machine-rank and --dist-url"
         ) from error
     return None
 
 
 def _first_host(nodes: str) -> str:
-    """The first of SLURM's list, as in "gpu[03-07,09],login"."""
+    """The first host in a SLURM node list such as "gpu[03-07,09],login"."""
     first = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
     return first[1] + (first[2] or "")
 
@@ -65,15 +65,15 @@ def num_processes(args) -> int:
     """The number of processes of a run, from its environment or from detectron2's arguments.
 
     Raises:
-        ConfigError: both say something.
+        ConfigError: both torchrun and the arguments specify several processes.
     """
     environment = find_environment()
     asked = args.num_gpus * args.num_machines
     if environment is None or asked > 1:
         if environment is not None and "TORCHELASTIC_RUN_ID" in os.environ:
             raise ConfigError(
-                f"torchrun has started {environment.world_size} processes, and --num-gpus and "
-                f"--num-machines ask for {asked}; leave these two out, or start without torchrun"
+                f"torchrun has started {environment.world_size} processes, but --num-gpus and "
+                f"--num-machines ask for {asked}; omit these two, or start the run without torchrun"
             )
         return asked
     return environment.world_size
@@ -83,10 +83,11 @@ def launch(main: Callable[..., Any], args, main_args: tuple) -> None:
     """Call ``main(*main_args)`` in each process of the run, within a process group.
 
     Args:
-        args: detectron2's arguments. If they ask for one process, and torchrun or SLURM's srun has started
-            this
-            one among several, it joins these. Otherwise the processes are started here. A SIGTERM that this
-            process gets while it waits for them is passed on.
+        main: the function to call.
+        args: detectron2's arguments. If they ask for one process and torchrun or SLURM's srun started this
+            process, it joins the others. Otherwise the processes are started here, and a SIGTERM to this
+            process is passed on to them.
+        main_args: arguments of ``main``.
     """
     environment = find_environment()
     if environment is not None and args.num_gpus * args.num_machines == 1:

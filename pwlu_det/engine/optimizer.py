@@ -41,10 +41,10 @@ def build_optimizer(cfg, model: nn.Module) -> Optimizer:
 
 
 def check_has_sites(cfg, model: nn.Module) -> None:
-    """Check that a model has the activation that its config names.
+    """Check that a model has the activation of ``MODEL.ACTIVATION.NAME``.
 
     Raises:
-        ConfigError: it has none: its backbone's builder does not know ``MODEL.ACTIVATION``.
+        ConfigError: it has none, because the builder of its backbone ignores ``MODEL.ACTIVATION``.
     """
     name = cfg.MODEL.ACTIVATION.NAME
     if name != "relu" and not any(isinstance(m, get_activation(name)) for m in model.modules()):

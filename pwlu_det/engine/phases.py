@@ -23,13 +23,13 @@ logger = logging.getLogger(f"detectron2.{__name__}")
 class TwoPhaseHook(HookBase):
     """Phase I up to iteration T' - 1, realignment before the first forward of iteration T', then phase II.
 
-    In phase I the statistics of each iteration are pooled over all calls of a site and over all processes,
-    in one all-reduce, and the PWLU parameters are hidden from the optimizer: while it steps they have no
-    gradient and are in none of its groups, so that weight decay, momentum and clipping do not touch them.
+    In phase I, the statistics of each iteration are pooled over all calls of a site and over all processes,
+    in one all-reduce. The PWLU parameters are hidden from the optimizer: while it steps, they have no
+    gradient and are in none of its groups, so weight decay, momentum and clipping do not affect them.
 
-    All state lives in the modules' buffers, and so in every checkpoint. Sites that are in phase II from the
-    start (loaded from ``MODEL.WEIGHTS``, or built without ``REALIGN``) are left alone, and so are frozen
-    ones. The order among other hooks does not matter.
+    All state is in the modules' buffers, and so in every checkpoint. Sites that are in phase II from the
+    start (loaded from ``MODEL.WEIGHTS``, or built without ``REALIGN``) and frozen sites are left unchanged.
+    The order relative to other hooks does not matter.
 
     Args:
         phase1_iters: T', the number of iterations of phase I.
@@ -54,12 +54,12 @@ class TwoPhaseHook(HookBase):
     def before_step(self) -> None:
         collecting = self._collecting()
         for site in collecting.values():
-            site.batch_moments.clear()  # of forwards between the steps
+            site.batch_moments.clear()  # from forwards outside of training steps
         if collecting and self.trainer.iter >= self.phase1_iters:
             self._realign(collecting)
 
     def after_step(self) -> None:
-        self._pool_statistics()  # if a loss scaler has skipped the optimizer's step
+        self._pool_statistics()  # in case the loss scaler has skipped the optimizer's step
 
     def after_train(self) -> None:
         if self._undo is not None:
@@ -68,8 +68,8 @@ class TwoPhaseHook(HookBase):
             site.defers_update = False
         if self._collecting():
             logger.warning(
-                f"PWLU: {len(self._collecting())} sites are still in phase I, and so still ReLU: the "
-                f"training has ended before iteration {self.phase1_iters}"
+                f"PWLU: {len(self._collecting())} sites are still in phase I, and so still ReLU: training "
+                f"ended before iteration {self.phase1_iters}"
             )
 
     def _collecting(self) -> dict[str, PWLU]:
@@ -79,7 +79,7 @@ class TwoPhaseHook(HookBase):
         without = [name for name, site in sites.items() if site.num_batches == 0]
         if without:
             logger.warning(
-                f"PWLU: {len(without)} of {len(sites)} sites have no statistics, since they were not called "
+                f"PWLU: {len(without)} of {len(sites)} sites have no statistics because they were not called "
                 f"in training mode; they keep their initial bounds: {', '.join(without)}"
             )
         for site in sites.values():
@@ -87,8 +87,8 @@ class TwoPhaseHook(HookBase):
         logger.info(_describe(list(sites.values()), self.trainer.iter))
 
     def _prepare_step(self) -> list[nn.Parameter]:
-        """Before the optimizer steps; returns the parameters of phase I, which it must not see."""
-        # Not after the forward: under activation checkpointing a site is called in the backward.
+        """Pool the statistics before the optimizer steps, and return the parameters to hide from it."""
+        # Not right after the forward: with activation checkpointing, sites are also called in the backward.
         self._pool_statistics()
         frozen = [p for site in self._collecting().values() for p in site.parameters()]
         for parameter in frozen:
@@ -100,7 +100,7 @@ class TwoPhaseHook(HookBase):
         if not sites or self._pooled_iter == self.trainer.iter:
             return
         self._pooled_iter = self.trainer.iter
-        # All sites, also those that this process has not called: the others may have.
+        # Include sites that this process has not called: other processes may have.
         packed = torch.cat([_pack(site) for site in sites])
         if comm.get_world_size() > 1:
             dist.all_reduce(packed)
@@ -115,7 +115,7 @@ def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
     Returns None if the activation is not PWLU.
 
     Raises:
-        ConfigError: phase I would last as long as the training, or is given in epochs of a data set that has
+        ConfigError: phase I would not end before training does, or it is given in epochs and the data set has
             no length.
     """
     if cfg.MODEL.ACTIVATION.NAME != "pwlu":
@@ -139,13 +139,13 @@ def _count_images(data_loader) -> int:
 
 
 def trainable_sites(model: nn.Module) -> dict[str, PWLU]:
-    """All PWLUs of a model that are not frozen, by their names."""
+    """All PWLUs of a model that are not frozen, by name."""
     sites = {name: module for name, module in model.named_modules() if isinstance(module, PWLU)}
     return {name: site for name, site in sites.items() if any(p.requires_grad for p in site.parameters())}
 
 
 def _pack(site: PWLU) -> Tensor:
-    """Count, sum and sum of squares of all calls, ``[1 + 2 P]``; these can be added up over processes."""
+    """Count, sum and sum of squares over all calls, ``[1 + 2 P]``, which can be summed over processes."""
     packed = torch.zeros(
         1 + 2 * site.running_mean.numel(), dtype=torch.float64, device=site.running_mean.device
     )

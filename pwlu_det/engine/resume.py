@@ -48,7 +48,7 @@ class ExactResume(HookBase):
         seed_all(self.seed, self.trainer.iter, comm.get_rank())
 
     def after_step(self) -> None:
-        # In each iteration, since a checkpoint can be written after any.
+        # In each iteration, since a checkpoint can be written after any of them.
         normalizer = getattr(_without_ddp(self.trainer.model), "loss_normalizer", None)
         if normalizer is not None:
             self._normalizers(normalizer)

@@ -1,4 +1,4 @@
-"""Ending a run on SIGTERM, which clusters send before they take a machine away."""
+"""Ending a run on SIGTERM, which clusters send before they reclaim a machine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ EXIT_STATUS = 128 + signal.SIGTERM  # as a shell reports it
 
 
 class StopOnSignal(HookBase):
-    """After a SIGTERM to any process: finish the iteration, write a checkpoint and exit with status 143.
+    """On a SIGTERM to any process, write a checkpoint after the iteration and exit with status 143.
 
-    It has to stand after all hooks whose state is in the checkpoint.
+    The hook must come after all hooks whose state is in the checkpoint.
     """
 
     def __init__(self):
@@ -28,7 +28,7 @@ class StopOnSignal(HookBase):
         self._gather = EachIteration()
 
     def before_train(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # others cannot handle signals
+        if threading.current_thread() is threading.main_thread():  # only the main thread can handle signals
             self._previous = signal.signal(signal.SIGTERM, self._note)
 
     def after_step(self) -> None:

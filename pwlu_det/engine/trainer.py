@@ -26,7 +26,7 @@ from pwlu_det.engine.phases import build_phase_hook
 from pwlu_det.engine.resume import ExactResume, ResumablePreciseBN, settle_seed, warn_of_changes
 from pwlu_det.engine.stop import StopOnSignal
 
-# The parts of each architecture that take features from the backbone.
+# The parts of each architecture that use the backbone's features.
 _HEADS = {
     "RetinaNet": ("RETINANET",),
     "GeneralizedRCNN": ("RPN", "ROI_HEADS"),
@@ -52,7 +52,7 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg, resumable: Resumable | None = None):
-        TrainerBase.__init__(self)  # DefaultTrainer's own constructor supports DDP and AMP on GPUs only
+        TrainerBase.__init__(self)  # DefaultTrainer's own constructor requires GPUs for DDP and AMP
         cfg = self.auto_scale_workers(settle_seed(cfg, resumable), comm.get_world_size())
         self.cfg, self.start_iter, self.max_iter = cfg, 0, cfg.SOLVER.MAX_ITER
         model = self.build_model(cfg)
@@ -73,9 +73,9 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._build_precise_bn(),
-            ExactResume(cfg),  # after all that run the model in training, and before the checkpoints
+            ExactResume(cfg),  # after all hooks that run the model in training, before checkpointing
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
-            StopOnSignal(),  # before an evaluation, for which there may be no time
+            StopOnSignal(),  # before evaluation, for which there may be no time left
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
             hooks.EvalHook(0, self._evaluate_with_tta) if cfg.TEST.AUG.ENABLED else None,
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
@@ -124,8 +124,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_tta(cls, cfg, model) -> dict:
-        """Evaluate with the test-time augmentation of ``TEST.AUG``; the keys of the results end in "
-        "``_TTA``."""
+        """Evaluate with the test-time augmentation of ``TEST.AUG``; result keys end in ``_TTA``."""
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
@@ -153,7 +152,7 @@ class Trainer(DefaultTrainer):
 def _distribute(model: nn.Module, cfg) -> nn.Module:
     """Wrap the model in DDP if there are several processes."""
     devices = {"device_ids": None} if on_cpu(cfg) else {}
-    # Levels of the FPN that no head uses, as in the quickstart, get no gradient.
+    # FPN levels that no head uses, as in the quickstart, leave parameters without a gradient.
     used = {
         level for part in _HEADS.get(cfg.MODEL.META_ARCHITECTURE, ()) for level in cfg.MODEL[part].IN_FEATURES
     }

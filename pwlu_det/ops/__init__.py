@@ -1,6 +1,6 @@
-"""Functional ops. They need torch alone."""
+"""Functional ops. They need only torch."""
 
-# What the kernels implement is defined before they are loaded.
+# The ops must be defined before the kernels that implement them are loaded.
 # isort: off
 from pwlu_det.ops.formulas import (
     acon_b,

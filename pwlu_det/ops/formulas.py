@@ -1,8 +1,8 @@
-"""The pointwise activations: for each its op, its formula in plain torch, and the derivatives of that.
+"""The pointwise activations: each with its op, its formula in plain torch, and the formula's derivatives.
 
-The formulas are what every kernel is tested against, and what runs where there is none.
-:func:`pwlu_det.ops.pointwise.pointwise` describes what they are called with, and what the public
-functions of this module take. The functions raise ValueError where a shape does not fit, or a dtype is
+Every kernel is tested against these formulas, and they run if there is no kernel.
+:func:`pwlu_det.ops.pointwise.pointwise` describes the arguments of the formulas and of the public
+functions of this module. The functions raise ValueError if a shape does not fit, or if a dtype is
 not float32, float64, float16 or bfloat16.
 """
 
@@ -54,8 +54,8 @@ def apl_partials(x: Tensor, slopes: Sequence[Tensor], offsets: Sequence[Tensor])
 def srelu(x: Tensor, left: Tensor, left_slope: Tensor, right: Tensor, right_slope: Tensor) -> Tensor:
     """x between two thresholds, and a line with its own slope beyond each of them (Jin et al. 2016).
 
-    right + right_slope * (x - right) for x >= right, left + left_slope * (x - left) for x <= left; where
-    the thresholds have crossed the first counts. All parameters are ``[C]``.
+    right + right_slope * (x - right) for x >= right, left + left_slope * (x - left) for x <= left; if both
+    conditions hold because the thresholds have crossed, the first one applies. All parameters are ``[C]``.
     """
     y = torch.where(x <= left, left + left_slope * (x - left), x)
     return torch.where(x >= right, right + right_slope * (x - right), y)
@@ -76,7 +76,7 @@ def srelu_partials(
 
 @pointwise(identity_share="C", relu_share="C")
 def mixture(x: Tensor, identity_share: Tensor, relu_share: Tensor) -> Tensor:
-    """identity_share * x + relu_share * max(0, x) (Manessi and Rozza 2018); parameters are ``[C]``."""
+    """identity_share * x + relu_share * max(0, x) (Manessi and Rozza 2018); the parameters are ``[C]``."""
     return identity_share * x + relu_share * x.clamp(min=0)
 
 
@@ -92,7 +92,7 @@ def mixture_partials(x: Tensor, identity_share: Tensor, relu_share: Tensor) -> I
 
 @pointwise(p1="C", p2="C", beta="C")
 def acon_c(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
-    """(p1-p2)x * sigmoid(beta (p1-p2)x) + p2 x (Ma et al. 2021, equation 4); parameters are ``[C]``."""
+    """(p1-p2)x * sigmoid(beta (p1-p2)x) + p2 x (Ma et al. 2021, equation 4); the parameters are ``[C]``."""
     u = (p1 - p2) * x
     return u * torch.sigmoid(beta * u) + p2 * x
 
@@ -110,7 +110,7 @@ def _gated(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> tuple[Tensor, Ten
     """u = (p1 - p2) x, and the derivatives of y = u * sigmoid(z) + p2 x by u and by z = beta * u."""
     u = (p1 - p2) * x
     s, rest = torch.sigmoid(beta * u), torch.sigmoid(-beta * u)  # rest = 1 - s, without cancellation
-    by_z = u * s * rest  # in this order: u * u may overflow where the result does not
+    by_z = u * s * rest  # in this order: u * u may overflow even if the result does not
     return u, s + beta * by_z, by_z
 
 
@@ -128,7 +128,7 @@ def acon_b_partials(x: Tensor, p: Tensor, beta: Tensor) -> Iterator[Tensor]:
 
 @pointwise(beta="C")
 def swish(x: Tensor, beta: Tensor) -> Tensor:
-    """x * sigmoid(beta * x): Swish, and ACON-A of Ma et al. 2021; ``beta`` is ``[C]``."""
+    """x * sigmoid(beta * x): Swish, which is ACON-A in Ma et al. 2021; ``beta`` is ``[C]``."""
     return x * torch.sigmoid(beta * x)
 
 
@@ -140,7 +140,7 @@ def swish_partials(x: Tensor, beta: Tensor) -> Iterator[Tensor]:
 
 @pointwise(p1="C", p2="C")
 def meta_acon_pixel(x: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
-    """ACON-C with beta = sigmoid(x), element by element (Ma et al. 2021, Table 5); parameters are ``[C]``."""
+    """Element-wise ACON-C with beta = sigmoid(x) (Ma et al. 2021, Table 5); the parameters are ``[C]``."""
     return acon_c.formula(x, p1, p2, torch.sigmoid(x))
 
 
@@ -174,12 +174,12 @@ def slaf_partials(x: Tensor, coefficients: Sequence[Tensor]) -> Iterator:
 
 @pointwise(numerator="P 6", denominator="P 4")
 def pau(x: Tensor, numerator: Sequence[Tensor], denominator: Sequence[Tensor]) -> Tensor:
-    """P(x) / Q(x), safe, of orders 5 and 4 (Molina et al. 2020, equation 2).
+    """P(x) / Q(x), the safe PAU of orders 5 and 4 (Molina et al. 2020, equation 2).
 
     P = sum over j = 0 ... 5 of numerator[j] x^j and Q = 1 + sum over k = 1 ... 4 of |denominator[k-1] x^k|;
-    ``numerator`` is ``[C, 6]`` and ``denominator`` ``[C, 4]``, or ``[1, 6]`` and ``[1, 4]`` for one function
-    for the layer. It does not overflow where y itself does not, unless both the largest coefficient of Q
-    is 0 and |x| is above 1e7.
+    ``numerator`` is ``[C, 6]`` and ``denominator`` is ``[C, 4]``, or ``[1, 6]`` and ``[1, 4]`` for one
+    function per layer. The computation does not overflow unless y itself does, or the largest coefficient of
+    Q is 0 and |x| is above 1e7.
     """
     m, u, v, w = _scaled_powers(x)
     return m * (_numerator(numerator, u, v) / _denominator(denominator, v, w))
@@ -198,10 +198,10 @@ def pau_partials(x: Tensor, numerator: Sequence[Tensor], denominator: Sequence[T
 
 
 def _scaled_powers(x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """m = max(1, |x|), and the powers of u = x/m, of v = 1/m and of w = |u|.
+    """m = max(1, |x|), and the powers of u = x/m, v = 1/m and w = |u|.
 
     P / Q is evaluated as m * p / q with p = P/m^5 and q = Q/m^4, whose terms a_j u^j v^(5-j) and
-    |b_k| w^k v^(4-k) never exceed their coefficients; x^5 itself leaves float16 at 10 and float32 at 5e7.
+    |b_k| w^k v^(4-k) never exceed their coefficients; x^5 itself overflows float16 at 10 and float32 at 5e7.
     """
     m = x.abs().clamp(min=1)
     u = x.clamp(-1, 1)

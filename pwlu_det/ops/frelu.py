@@ -1,24 +1,26 @@
-"""Funnel ReLU as ops: y = max(x, T(x)) with T a depthwise 3x3 convolution and a batch norm.
+"""Funnel ReLU as ops: y = max(x, T(x)), where T is a depthwise 3x3 convolution followed by a batch norm.
 
 =============================  ==================================================================
-``pwlu_det::frelu``            in training: the norm takes its statistics from the batch
-``pwlu_det::frelu_inference``  the norm's statistics are fixed, and folded into the convolution
+``pwlu_det::frelu``            training: the norm uses the statistics of the batch
+``pwlu_det::frelu_inference``  the norm's statistics are fixed and folded into the convolution
 =============================  ==================================================================
 
-Each has a ``_backward`` with all gradients. They keep ``x`` and one more tensor of its size (the first the
-convolution's output, the second its own); the plain operations keep three. Of equals ``x`` gets the gradient.
+Each op has a ``_backward`` that computes all gradients. The ops save ``x`` and one more tensor of its size
+for backward (``frelu`` the convolution's output, ``frelu_inference`` y); the plain operations save three. On
+ties, ``x`` gets the gradient.
 
-The first takes statistics of all elements, in two places, where several processes have to pool theirs. Cut
-there it is four ops without gradients of their own, of which :func:`frelu_sync` makes one that has them:
+``frelu`` computes statistics over all elements in two places, where several processes have to pool theirs.
+Split there, it becomes four ops that are not differentiable themselves; :func:`frelu_sync` combines them into
+a differentiable function:
 
 =====================================  ==========================================================
-``pwlu_det::frelu_convolve``           the convolution's output, its mean and variance
+``pwlu_det::frelu_convolve``           the convolution's output, its mean and its variance
 ``pwlu_det::frelu_normalise``          y from these
-``pwlu_det::frelu_norm_sums``          gradients of the norm's weight and bias
-``pwlu_det::frelu_convolve_backward``  the other gradients, from these over the number of elements
+``pwlu_det::frelu_norm_sums``          the gradients of the norm's weight and bias
+``pwlu_det::frelu_convolve_backward``  the other gradients, from these divided by the element count
 =====================================  ==========================================================
 
-Arithmetic is in float32 (float64 for float64); results have the dtype and the memory layout of ``x``.
+Arithmetic is in float32 (float64 for float64); results have the dtype and memory layout of ``x``.
 """
 
 from __future__ import annotations
@@ -44,19 +46,19 @@ def frelu(
     """max(x, BatchNorm(DepthwiseConv3x3(x))) with the statistics of the batch (Ma et al. 2020).
 
     Args:
-        x: ``[B, C, H, W]`` in float32, float64, float16 or bfloat16, of two values or more a channel.
-        weight: of the convolution (padding 1, stride 1), ``[C, 1, 3, 3]``.
-        bias: of the convolution, ``[C]``.
+        x: ``[B, C, H, W]`` in float32, float64, float16 or bfloat16, with at least two values per channel.
+        weight: weight of the convolution (padding 1, stride 1), ``[C, 1, 3, 3]``.
+        bias: bias of the convolution, ``[C]``.
         norm_weight: gamma, ``[C]``.
         norm_bias: beta, ``[C]``.
-        eps: what is added to the variance.
+        eps: a value added to the variance.
 
     Returns:
-        y, and the mean and population variance of the convolution's output, ``[C]`` in float32 (float64 for
-        float64), not differentiable: what running statistics are made of.
+        y, and the mean and population variance of the convolution's output for updating running statistics:
+        ``[C]`` in float32 (float64 for float64), not differentiable.
 
     Raises:
-        ValueError: a shape or dtype other than those.
+        ValueError: a shape or dtype is not one of those above.
     """
     if x.dim() == 4 and x.numel() <= x.shape[1]:
         raise ValueError(f"frelu: x has shape {tuple(x.shape)}; statistics need two values for each channel")
@@ -65,18 +67,18 @@ def frelu(
 
 
 def frelu_inference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """max(x, DepthwiseConv3x3(x)); arguments and errors are those of :func:`frelu`.
+    """max(x, DepthwiseConv3x3(x)); the arguments and errors are those of :func:`frelu`.
 
-    A batch norm with fixed statistics is folded into ``weight`` and ``bias`` by the caller.
+    The caller folds a batch norm with fixed statistics into ``weight`` and ``bias``.
     """
     return torch.ops.pwlu_det.frelu_inference(x, weight, bias)
 
 
-# --- plain torch, on every device that no kernel of its own is registered for -------------------
+# --- plain torch, for every device without registered kernels -----------------------------------
 
 
 def _widen(x: Tensor, *others: Tensor) -> list[Tensor]:
-    """All in the dtype that is computed in for ``x``."""
+    """Convert all tensors to the compute dtype of ``x``."""
     dtype = compute_dtype(x.dtype)
     return [tensor.to(dtype) for tensor in (x, *others)]
 
@@ -97,7 +99,10 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _convolve_backward(
     x: Tensor, weight: Tensor, bias: Tensor, to_x: Tensor, to_conv: Tensor, output_mask: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight and bias from those of x alone and of the convolution's output."""
+    """The gradients of x, weight and bias.
+
+    They follow from the gradient that reaches x directly and that of the convolution's output.
+    """
     with_x, with_parameters = output_mask
     wide_x, wide_weight, c = *_widen(x, weight), x.shape[1]
     by_x, by_weight, by_bias = torch.ops.aten.convolution_backward(
@@ -113,7 +118,7 @@ def _convolve_backward(
 
 @define("frelu_convolve", {**_X, **_CONVOLUTION}, results=["x", "C", "C"])
 def _convolve_with_statistics(x, weight, bias):
-    """``[C]`` of zeros are the statistics of nothing."""
+    """The statistics of an empty ``x`` are zeros, ``[C]``."""
     conv = _like(x, _convolve(x, weight, bias))
     (wide,) = _widen(conv)
     if x.numel() == 0:
@@ -130,7 +135,7 @@ def _normalise(x, conv, mean, var, norm_weight, norm_bias, eps):
 
 
 def _norm_gradient(grad, x, conv, mean, var, norm_weight, norm_bias, eps):
-    """The convolution's output without its mean and deviation, and the gradient of the norm's output."""
+    """The standardized output of the convolution, and the gradient of the norm's output."""
     wide, g, conv, mean, var, gamma, beta = _widen(x, grad, conv, mean, var, norm_weight, norm_bias)
     normal = (conv - _channel(mean)) * _channel((var + eps).rsqrt())
     return normal, torch.where(normal * _channel(gamma) + _channel(beta) > wide, g, 0.0)
@@ -153,7 +158,7 @@ def _convolve_backward_in_training(
 ):
     normal, to_norm = _norm_gradient(grad, x, conv, mean, var, norm_weight, norm_bias, eps)
     _, g, var, gamma, norm_means = _widen(x, grad, var, norm_weight, norm_means)
-    # The batch norm's backward: the mean and the variance depend on every element, too.
+    # The backward of the batch norm: the mean and the variance depend on every element, too.
     centred = to_norm - _channel(norm_means[1]) - normal * _channel(norm_means[0])
     to_conv = centred * _channel(gamma * (var + eps).rsqrt())
     return _convolve_backward(x, weight, bias, g - to_norm, to_conv, output_mask)
@@ -206,7 +211,7 @@ def _save_frelu(ctx, inputs, output):
     x, *parameters, ctx.eps = inputs
     _, conv, mean, var = output
     ctx.save_for_backward(x, conv, mean, var, *parameters)
-    ctx.set_materialize_grads(False)  # only y has one; the convolution's output would get a tensor of zeros
+    ctx.set_materialize_grads(False)  # only y has a gradient; the convolution's output would get zeros
 
 
 def _frelu_autograd(ctx, grad, *_nones):

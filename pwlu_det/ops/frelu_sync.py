@@ -1,4 +1,4 @@
-"""Funnel ReLU in training whose norm takes its statistics from the batches of several processes."""
+"""Funnel ReLU in training, with norm statistics pooled over the batches of several processes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def frelu_sync(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`frelu` with the mean and variance of all batches of a process group, as in ``nn.SyncBatchNorm``.
 
-    All processes of the group call it, and its backward, at the same place: there is one all-reduce in each.
-    Batches may differ in size, and some may be empty. Gradients of parameters are this process's share, which
-    data parallel training adds up. Arguments and errors are those of :func:`frelu`, but ``x`` may be of any
-    size.
+    All processes of the group must call it, and its backward, together: each does one all-reduce. Batches may
+    differ in size, and some may be empty. The gradients of the parameters are this process's share, which
+    data-parallel training adds up. The arguments and errors are those of :func:`frelu`, except that ``x`` may
+    have any size.
 
     Returns:
-        y, the pooled mean and population variance of the convolution's output, and the pooled number of its
-        elements in a channel (1 where there are none), the last three not differentiable.
+        y, the pooled mean and population variance of the convolution's output, and the pooled number of
+        elements per channel (1 if there are none). The last three are not differentiable.
     """
     return _SyncFrelu.apply(x, weight, bias, norm_weight, norm_bias, eps, group)
 
@@ -61,11 +61,11 @@ class _SyncFrelu(torch.autograd.Function):
 
 
 def _pool(count: int, mean: Tensor, var: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and variance over the processes; what is added up are counts, sums and sums of squares."""
+    """Count, mean and variance over all processes, from summed counts, sums and sums of squares."""
     wide = mean.double()
     sums = count * torch.cat([torch.ones_like(wide[:1]), wide, var + wide**2])
     dist.all_reduce(sums, group=group)
-    total = sums[0].clamp(min=1)  # batches may be empty everywhere
+    total = sums[0].clamp(min=1)  # the batches of all processes may be empty
     pooled_mean, mean_square = (sums[1:] / total).chunk(2)
     pooled_var = (mean_square - pooled_mean**2).clamp(min=0)
     return total, pooled_mean.to(mean.dtype), pooled_var.to(var.dtype)

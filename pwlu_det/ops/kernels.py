@@ -1,4 +1,4 @@
-"""Loads the compiled kernels, which take the place of plain torch under the same op names."""
+"""Loads the compiled kernels, which replace plain torch under the same op names."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def load() -> str:
-    """Register the CPU kernels with torch; gives the reason where that cannot be done, else "".
+    """Register the CPU kernels with torch; returns the reason if that fails, else "".
 
-    The environment variable ``PWLU_DET_CPU_KERNELS`` names the most that may be used: avx512, avx2,
+    The environment variable ``PWLU_DET_CPU_KERNELS`` names the best kernels that may be used: avx512, avx2,
     baseline, or none for plain torch.
 
     Raises:
@@ -38,9 +38,9 @@ def load() -> str:
 
 
 def load_cuda() -> str:
-    """Register the CUDA kernels with torch; gives the reason where that cannot be done, else "".
+    """Register the CUDA kernels with torch; returns the reason if that fails, else "".
 
-    It warns only where there is a GPU to do without them.
+    It warns only if a GPU is available.
     """
     reason = _load_library("_C_cuda", "pip install --no-build-isolation, with nvcc and a GPU or FORCE_CUDA=1")
     if reason and torch.cuda.is_available():
@@ -55,7 +55,7 @@ def _load_library(name: str, how_built: str) -> str:
     failure = PACKAGE / f"{name}_failure.txt"
     if failure.exists():
         return failure.read_text().strip()
-    libraries = [PACKAGE / f"{name}{suffix}" for suffix in EXTENSION_SUFFIXES]  # of this Python
+    libraries = [PACKAGE / f"{name}{suffix}" for suffix in EXTENSION_SUFFIXES]  # for this Python
     library = next((path for path in libraries if path.exists()), None)
     if library is None:
         others = ", ".join(sorted(path.name for path in PACKAGE.glob(f"{name}.*")))
@@ -72,23 +72,23 @@ def _load_library(name: str, how_built: str) -> str:
 
 
 def _torch_of(library: Path) -> str:
-    """The version of torch that a library was built for, which ``csrc/tensors.h`` writes into it, or ""."""
+    """The torch version that a library was built for, which ``csrc/tensors.h`` embeds in it, or ""."""
     found = re.search(rb"pwlu_det kernels for torch ([\w.]+)", library.read_bytes())
     return found[1].decode() if found else ""
 
 
 FALLBACK_REASON = load()
-"""Why plain torch is used on the CPU, or ""."""
+"""The reason why plain torch is used on the CPU, or ""."""
 
 CUDA_FALLBACK_REASON = load_cuda()
-"""Why plain torch is used on GPUs, or ""."""
+"""The reason why plain torch is used on GPUs, or ""."""
 
 
 def kernels_in_use() -> str:
-    """Name of the CPU kernels: avx512, avx2 or baseline; "plain torch" where there are none."""
+    """The name of the CPU kernels: avx512, avx2 or baseline; "plain torch" if there are none."""
     return "plain torch" if FALLBACK_REASON else torch.ops.pwlu_det.cpu_kernels()
 
 
 def cuda_kernels_in_use() -> str:
-    """``compiled``, or ``plain torch`` where there are no CUDA kernels."""
+    """``compiled``, or ``plain torch`` if there are no CUDA kernels."""
     return "plain torch" if CUDA_FALLBACK_REASON else "compiled"

@@ -1,6 +1,6 @@
-"""Declares the ops: schema, checks of the arguments, fake kernel and implementation in plain torch.
+"""Declares the ops: schema, argument checks, fake kernel and implementation in plain torch.
 
-Compiled kernels are registered under the same names; ``csrc/checks.h`` makes the same checks for them.
+Compiled kernels are registered under the same names; ``csrc/checks.h`` does the same checks for them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that an input of ``dtype`` is computed in: float32, or float64 for float64."""
+    """The dtype of the arithmetic on an input of ``dtype``: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -25,11 +25,12 @@ def define(
     """Declare the op ``pwlu_det::{name}``; decorates its implementation in plain torch.
 
     Args:
-        arguments: the shape of each argument, as :func:`check_arguments` takes them.
-        results: the argument that each result is like, or its shape (in the dtype that is computed in).
-        output_mask: give a backward op a last argument ``bool[2] output_mask``: whether the gradient of ``x``
-            (the first result) and those of the parameters are asked for. In place of the others the op
-            returns empty tensors of shape ``[0]``, and the implementation None.
+        arguments: the shape of each argument, in the notation of :func:`check_arguments`.
+        results: for each result, the argument whose shape and dtype it has, or its shape (in the compute
+            dtype).
+        output_mask: add a last argument ``bool[2] output_mask`` to a backward op: whether to compute the
+            gradient of ``x`` (the first result) and those of the parameters. For gradients that are not
+            requested, the op returns empty tensors of shape ``[0]``, and the implementation returns None.
     """
     qualified = f"pwlu_det::{name}"
     schema = [f"{'float' if shape == 'float' else 'Tensor'} {label}" for label, shape in arguments.items()]
@@ -76,12 +77,12 @@ def _empty(result: str, tensors: Mapping[str, Tensor], sizes: Mapping[str, int])
 
 
 def needed_outputs(ctx) -> tuple[bool, bool]:
-    """Whether autograd needs the gradient of ``x``, the first argument, and any of the others."""
+    """Whether autograd needs the gradient of ``x`` (the first argument), and any of the others."""
     return ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
 
 
 def only_needed(ctx, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """One for each argument: the gradient, or None where autograd needs none."""
+    """For each argument, its gradient, or None if autograd does not need it."""
     needed = ctx.needs_input_grad
     padded = [*gradients, *[None] * (len(needed) - len(gradients))]
     return tuple(gradient if wanted else None for gradient, wanted in zip(padded, needed))
@@ -91,18 +92,18 @@ def only_needed(ctx, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
 
 
 def check_arguments(op: str, shapes: Mapping[str, str], values: Sequence) -> dict[str, int]:
-    """Check what an op is called with; returns what the letters in the shapes stand for.
+    """Check the arguments of an op; returns the sizes that the letters in the shapes stand for.
 
     Args:
-        shapes: the shape of each argument. That of ``x`` is "B C *" or "B C H W", and "x" is a tensor of the
-            shape and dtype of ``x``. Others are lists of sizes: C, the channels of ``x``; P, which is C or 1
-            (one function for the layer); S, 1 or more; N+1, 2 or more; or figures. "float" is a number,
-            "int64" a scalar tensor on the CPU.
+        shapes: the shape of each argument. That of ``x`` is "B C *" or "B C H W", and "x" is a tensor with
+            the shape and dtype of ``x``. Others are lists of sizes: C, the number of channels of ``x``; P,
+            which is C or 1 (one function per layer); S, at least 1; N+1, at least 2; or an integer. "float"
+            is a number, and "int64" a scalar tensor on the CPU.
         values: the arguments, in that order.
 
     Raises:
-        ValueError: a tensor has another shape, or a dtype that is not in ``DTYPES``, is not on the device of
-            ``x``, or is not strided; or a number is negative or not finite.
+        ValueError: a tensor has the wrong shape, has a dtype that is not in ``DTYPES``, is not on the device
+            of ``x``, or is not strided; or a number is negative or not finite.
     """
     named = dict(zip(shapes, values))
     x = named.pop("x")
@@ -151,7 +152,7 @@ def _check_beside_x(op, x: Tensor, name: str, value, shape: str, sizes: dict[str
 
 
 def _fits(shape: torch.Size, symbols: list[str], sizes: dict[str, int]) -> bool:
-    """Compare a shape with the table's; the first argument with P, S or N+1 decides what that is."""
+    """Whether a shape matches its symbols; the first argument with P, S or N+1 determines that size."""
     if len(shape) != len(symbols):
         return False
     for size, symbol in zip(shape, symbols):

@@ -1,11 +1,11 @@
-"""Makes ops of the pointwise activations in :mod:`pwlu_det.ops.formulas`.
+"""Defines ops for the pointwise activations in :mod:`pwlu_det.ops.formulas`.
 
-For each there is ``pwlu_det::{name}`` with the arguments ``x`` and the parameters, and
-``pwlu_det::{name}_backward`` with ``grad`` before these and ``output_mask`` behind them, which computes the
+For each activation there is ``pwlu_det::{name}`` with the arguments ``x`` and the parameters, and
+``pwlu_det::{name}_backward`` with ``grad`` before these and ``output_mask`` after them, which computes the
 gradients of ``x`` and of all parameters in one pass.
 
 ``x`` is ``[B, C, *]`` in float32, float64, float16 or bfloat16. The result has its dtype and memory layout;
-arithmetic and sums are in float32 (float64 for float64), whatever the dtype of the parameters.
+arithmetic and sums are in float32 (float64 for float64), regardless of the dtype of the parameters.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import Tensor
 from pwlu_det.ops.library import compute_dtype, define, needed_outputs, only_needed
 
 TABLE: dict[str, dict[str, str]] = {}
-"""The shapes of each op's parameters, as :func:`pwlu_det.ops.library.check_arguments` takes them. Of two
-dimensions one is C or P, and the other numbers the coefficients of a channel."""
+"""The shapes of each op's parameters, in the notation of :func:`pwlu_det.ops.library.check_arguments`. If
+there are two dimensions, one is C or P, and the other is the number of coefficients per channel."""
 
 
 def pointwise(**shapes: str) -> Callable[[Callable], Callable]:
-    """Turn a formula into a public function that calls an op of that name.
+    """Turn a formula into a public function that calls an op of the same name.
 
     ``shapes`` are those of the parameters. The formula is called with ``x`` and the parameters in one dtype.
-    Each parameter broadcasts against ``x``; one that holds several coefficients for each channel is a
-    sequence of such tensors. The function takes the tensors as they are. Its attribute ``formula`` is the
+    Each parameter broadcasts against ``x``; a parameter with several coefficients per channel is passed as a
+    sequence of such tensors. The public function takes the original tensors. Its attribute ``formula`` is the
     formula, and its attribute ``partials`` decorates a generator of the derivatives with respect to ``x`` and
-    to each parameter (a sequence, for several coefficients), which completes the op.
+    each parameter (a sequence if it has several coefficients), which completes the op.
     """
 
     def decorate(formula: Callable) -> Callable:
@@ -76,13 +76,13 @@ def _define(name: str, formula: Callable, partials: Callable) -> None:
     torch.library.register_autograd(f"pwlu_det::{name}", differentiate, setup_context=save_inputs)
 
 
-# --- plain torch, on every device that no kernel of its own is registered for -------------------
+# --- plain torch, for every device without registered kernels -----------------------------------
 
 
 def broadcast_parameters(
     x: Tensor, parameters: Sequence[Tensor], shapes: Collection[str]
 ) -> tuple[Tensor, list[Tensor]]:
-    """``x`` and the parameters as the formulas take them, in the dtype that is computed in.
+    """``x`` and the parameters as the formulas take them, in the compute dtype.
 
     ``[C]`` becomes ``[C, 1, ...]``, which broadcasts against ``[B, C, *]``; ``[S, C]`` and ``[C, S]`` become
     ``[S, C, 1, ...]``.
@@ -104,7 +104,7 @@ def gradients(
     partials: Iterator[Tensor | Sequence[Tensor]],
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """What a backward op returns; ``partials`` are computed as far as ``output_mask`` asks for them."""
+    """The results of a backward op; only the ``partials`` that ``output_mask`` asks for are computed."""
     grad = grad.to(compute_dtype(x.dtype))
     by_x = next(partials)
     of_x = torch.empty_like(x).copy_(grad * by_x) if output_mask[0] else None
@@ -116,7 +116,7 @@ def gradients(
 def parameter_gradient(
     grad: Tensor, partial: Tensor | Sequence[Tensor], parameter: Tensor, dims: str
 ) -> Tensor:
-    """Sum ``grad`` times the derivative by a parameter (or its coefficients) over all but channels."""
+    """Sum ``grad`` times the derivative for a parameter (or its coefficients) over all dimensions but C."""
     axis = _coefficient_axis(dims)
     if axis is None:
         return _channel_sums(grad * partial, parameter.numel()).to(parameter.dtype)
@@ -126,10 +126,10 @@ def parameter_gradient(
 
 
 def _coefficient_axis(dims: str) -> int | None:
-    """Which of the dimensions numbers a channel's coefficients: of "S C" the first, of "P 6" the second."""
+    """The dimension of the coefficients: the first for "S C", the second for "P 6"."""
     return None if len(dims) == 1 else int(dims[0] in "CP")
 
 
 def _channel_sums(terms: Tensor, num_channels: int) -> Tensor:
-    """``[B, C, *]`` to ``[C]``, or to ``[1]`` where ``num_channels`` is 1."""
+    """``[B, C, *]`` to ``[C]``, or to ``[1]`` if ``num_channels`` is 1."""
     return terms.sum([d for d in range(terms.dim()) if d != 1 or num_channels == 1]).view(num_channels)

@@ -1,9 +1,9 @@
-"""The PWLU ops: schema, fake kernels and autograd. Kernels plug in under the same names by dispatch key.
+"""The PWLU ops: schema, fake kernels and autograd. Kernels are registered under the same names.
 
 ============================  ==============================================================
 ``pwlu_det::pwlu``            equation 1 of the paper
 ``pwlu_det::pwlu_backward``   Table 1: the gradients of ``x`` and of all parameters in one pass
-``pwlu_det::pwlu_phase1``     the same site in phase I: ReLU, and the statistics of its input
+``pwlu_det::pwlu_phase1``     the activation in phase I: ReLU, and the statistics of its input
 ============================  ==============================================================
 """
 
@@ -22,7 +22,7 @@ PARAMETERS = {
     "left_slope": "P",
     "right_slope": "P",
 }
-"""The parameters of PWLU in the order of the ops' arguments, and their shapes."""
+"""The parameters of PWLU with their shapes, in the order of the ops' arguments."""
 
 _ARGUMENTS = {"x": "B C *", **PARAMETERS}
 
@@ -40,17 +40,17 @@ def pwlu(
     Args:
         x: ``[B, C, *]`` of any size, in float32, float64, float16 or bfloat16.
         points: Y_P, the values at the N+1 demarcation points, ``[C, N+1]``, or ``[1, N+1]`` layer-wise.
-        left_bound: B_L, ``[C]`` (layer-wise ``[1]``), as the three that follow.
-        right_bound: B_R. The width B_R - B_L is taken to be at least 1e-4.
+        left_bound: B_L, ``[C]`` (layer-wise ``[1]``), like the three arguments that follow.
+        right_bound: B_R. A width B_R - B_L below 1e-4 counts as 1e-4.
         left_slope: K_L, the slope left of B_L.
         right_slope: K_R, the slope right of B_R.
 
     Returns:
-        A tensor of the shape, dtype and memory layout of ``x``. NaN stays NaN, and +-inf follows the
-        outer slope; where that is 0 it gives the end point's value.
+        A tensor with the shape, dtype and memory layout of ``x``. NaN stays NaN, and +-inf follows the
+        outer slope; if that slope is 0, +-inf gives the value of the end point.
 
     Raises:
-        ValueError: the shapes do not fit each other, or ``x`` is not of these dtypes.
+        ValueError: the shapes do not match, or a dtype is not one of those above.
     """
     return torch.ops.pwlu_det.pwlu(x, points, left_bound, right_bound, left_slope, right_slope)
 
@@ -63,14 +63,15 @@ def pwlu_phase1(
     left_slope: Tensor,
     right_slope: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Phase I of section 3.3: ReLU of ``x``, and the moments that the statistics of equation 5 are made of.
+    """Phase I of section 3.3: ReLU of ``x``, and the moments from which equation 5 computes its statistics.
 
-    The parameters do not enter the result; they take part so that the autograd graph holds them, with
-    gradients of zero. Arguments and errors are those of :func:`pwlu`.
+    The parameters do not affect the result; they are arguments so that they are part of the autograd graph,
+    with gradients of zero. The arguments and errors are those of :func:`pwlu`.
 
     Returns:
-        ``relu(x)``, and per channel (layer-wise: over all) the mean of ``x`` and the sum of its squared
-        deviations from it, ``[C]`` (``[1]``) in float32 (float64 for float64 input), not differentiable.
+        ``relu(x)``, and per channel (layer-wise: over all elements) the mean of ``x`` and the sum of the
+        squared deviations from it, ``[C]`` (``[1]``) in float32 (float64 for float64 input), not
+        differentiable.
     """
     y, mean, deviation = torch.ops.pwlu_det.pwlu_phase1(
         x, points, left_bound, right_bound, left_slope, right_slope
@@ -78,7 +79,7 @@ def pwlu_phase1(
     return y, mean.detach(), deviation.detach()
 
 
-# --- plain torch, on every device that no kernel of its own is registered for -------------------
+# --- plain torch, for every device without registered kernels -----------------------------------
 
 define("pwlu", _ARGUMENTS, results=["x"])(reference.pwlu)
 define("pwlu_backward", {"grad": "x", **_ARGUMENTS}, results=["x", *PARAMETERS], output_mask=True)(

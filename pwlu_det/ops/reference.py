@@ -1,10 +1,10 @@
-"""Plain-torch PWLU: the definition that every kernel is held against, and the fallback where none is.
+"""PWLU in plain torch: the reference that every kernel is tested against, and the fallback without kernels.
 
-Shapes: ``x`` is ``[B, C, *]``, ``points`` ``[P, N+1]`` and the other parameters ``[P]``, with P = C
-(channel-wise) or P = 1 (layer-wise). Bins are numbered -1 ... N as in section 4.3 of the paper: -1 is
-x < B_L and N is x >= B_R. Tables over the bins, ``[P, N+2]``, keep them in columns 0 ... N+1.
+Shapes: ``x`` is ``[B, C, *]``, ``points`` is ``[P, N+1]`` and the other parameters are ``[P]``, with P = C
+(channel-wise) or P = 1 (layer-wise). Bins are numbered -1 ... N as in section 4.3 of the paper: bin -1 is
+x < B_L and bin N is x >= B_R. Tables over the bins, ``[P, N+2]``, store them in columns 0 ... N+1.
 
-Everything is computed in float64, so a fallback is never less exact than a kernel.
+Everything is computed in float64, so the fallback is never less accurate than a kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from pwlu_det.ops.library import compute_dtype
 
 MIN_WIDTH = 1e-4
-"""The least width B_R - B_L that is computed with, so that bounds that have crossed can recover."""
+"""The minimum of the width B_R - B_L in computations, so that bounds that have crossed can recover."""
 
 _PART_SIZE = 2**18
 
@@ -30,7 +30,7 @@ def pwlu(
     left_slope: Tensor,
     right_slope: Tensor,
 ) -> Tensor:
-    """Equation 1; the result has the dtype and the memory layout of ``x``."""
+    """Equation 1; the result has the dtype and memory layout of ``x``."""
     points, left_bound, right_bound, left_slope, right_slope = (
         p.double() for p in (points, left_bound, right_bound, left_slope, right_slope)
     )
@@ -40,7 +40,7 @@ def pwlu(
     for x_part, y_part in _parts(x, y):
         column, coordinate = _locate(x_part.double(), left_bound, right_bound, points.shape[1] - 1)
         step = rise.take(column)
-        # A slope of 0 holds the end point's value, also at x = +-inf where 0 * inf would be NaN.
+        # With a slope of 0, y is the end point's value, also at x = +-inf, where 0 * inf would be NaN.
         flat = (step == 0) & ~coordinate.isnan()
         y_part.copy_(start.take(column) + torch.where(flat, 0.0, step * coordinate))
     return y
@@ -58,11 +58,12 @@ def pwlu_backward(
 ) -> tuple[Tensor | None, ...]:
     """Table 1: gradients of ``x`` and of the five parameters, in the order of the arguments.
 
-    ``output_mask`` says whether that of ``x`` and those of the parameters are computed; the others are None.
+    ``output_mask`` says whether to compute the gradient of ``x`` and those of the parameters; gradients that
+    are not computed are None.
 
-    All parameter gradients are linear in two moments per bin, A_k = sum(g) and M_k = sum(g * t) with
-    t the local coordinate, so one pass over the elements is enough. The sums are taken in a fixed
-    order: gradients are bit-identical from run to run.
+    All parameter gradients are linear in two moments per bin, A_k = sum(g) and M_k = sum(g * t), where
+    t is the local coordinate, so one pass over the elements is enough. The order of summation is fixed, so
+    the gradients are bit-identical from run to run.
     """
     parameters = (points, left_bound, right_bound, left_slope, right_slope)
     points, left_bound, right_bound, left_slope, right_slope = (p.double() for p in parameters)
@@ -92,7 +93,7 @@ def pwlu_backward(
     grad_points[:, 0] += amount[:, 0]
     grad_points[:, -1] += amount[:, -1]
 
-    # x lies (k + t) / N of the way from B_L to B_R: the weights by which each bound moves the bin.
+    # x lies (k + t) / N of the way from B_L to B_R: this gives the weight of each bound.
     k = torch.arange(num_intervals, dtype=torch.float64, device=x.device)
     to_left = ((k - num_intervals) * inner_amount + inner_moment) / num_intervals
     to_right = (k * inner_amount + inner_moment) / num_intervals
@@ -104,9 +105,10 @@ def pwlu_backward(
 
 
 def relu_moments(x: Tensor, num_channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """ReLU, and per channel (``num_channels`` 1: over all) mean and summed squared deviation of ``x``.
+    """ReLU, and per channel the mean and the summed squared deviation of ``x``.
 
-    Both are ``[num_channels]``, float32 (float64 for float64 input); 0 where ``x`` is empty.
+    Both are ``[num_channels]`` in float32 (float64 for float64 input), and 0 if ``x`` is empty. If
+    ``num_channels`` is 1, they are taken over all elements.
     """
     wide = x.to(compute_dtype(x.dtype))
     dims = [d for d in range(x.dim()) if d != 1 or num_channels == 1]
@@ -118,22 +120,22 @@ def relu_moments(x: Tensor, num_channels: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Split along the batch, so that the float64 intermediates stay small: in memory, and in cache."""
+    """Split along the batch, so that the float64 intermediates need little memory and stay in cache."""
     samples = max(1, _PART_SIZE // max(1, tensors[0][:1].numel()))
     return zip(*(t.split(samples) for t in tensors))
 
 
 def _locate(x: Tensor, left_bound: Tensor, right_bound: Tensor, num_intervals: int) -> tuple[Tensor, Tensor]:
-    """Where each element falls in the flattened ``[P * (N+2)]`` tables, and its local coordinate there.
+    """The index of each element's bin in the flattened ``[P * (N+2)]`` tables, and its local coordinate.
 
-    The coordinate is t = u - k inside, x - B_L left of the bounds and x - B_R right of them.
+    The coordinate is t = u - k between the bounds, x - B_L left of them and x - B_R right of them.
     """
     length = _interval_length(left_bound, right_bound, num_intervals)
     from_left = x - _per_channel(left_bound, x)
     u = from_left / _per_channel(length, x)
-    # From B_L + MIN_WIDTH where that is further right; as a sum it might round to B_L.
+    # Measured from B_L + MIN_WIDTH if that is further right; the sum itself might round to B_L.
     from_right = torch.minimum(x - _per_channel(right_bound, x), from_left - MIN_WIDTH)
-    # x >= B_R is decided by itself, as u may round to below N there. NaN goes to the last bin, too.
+    # x >= B_R is tested separately, as u may round to below N there. NaN goes to the last bin, too.
     k = torch.where(from_right < 0, u.floor().clamp(-1, num_intervals - 1), num_intervals)
     outside = torch.where(k < 0, from_left, from_right)
     coordinate = torch.where((k >= 0) & (k < num_intervals), u - k, outside)
@@ -146,13 +148,13 @@ def _interval_length(left_bound: Tensor, right_bound: Tensor, num_intervals: int
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """View ``[P]`` as ``[P, 1, ...]``, which broadcasts against ``[B, C, *]``."""
+    """View ``[P]`` as ``[P, 1, ...]``, which broadcasts with ``[B, C, *]``."""
     return values.view(-1, *[1] * (x.dim() - 2))
 
 
 def _sum_by_column(column: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     column, values = column.expand_as(values).flatten(), values.flatten()
-    if values.is_cuda:  # bincount adds by atomics there; an accumulating index_put_ sorts instead
+    if values.is_cuda:  # bincount uses atomic additions on CUDA; an accumulating index_put_ sorts instead
         sums = values.new_zeros(shape.numel())
         return sums.index_put_((column,), values, accumulate=True).view(shape)
     return torch.bincount(column, weights=values, minlength=shape.numel()).view(shape)

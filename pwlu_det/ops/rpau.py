@@ -1,4 +1,4 @@
-"""The randomised PAU as an op: it keeps the seed of its draws in place of ten numbers for each element."""
+"""The randomized PAU as an op that saves the seed for backward instead of ten coefficients per element."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ _SHAPES = TABLE["pau"].values()
 
 
 def rpau(x: Tensor, numerator: Tensor, denominator: Tensor, seed: Tensor, alpha: float) -> Tensor:
-    """PAU with a draw from U((1 - alpha) c, (1 + alpha) c) in place of each coefficient c, for each element.
+    """PAU with each coefficient c replaced, for each element, by a draw from U((1 - alpha) c, (1 + alpha) c).
 
-    Molina et al. 2020, equation 3. As there, the gradients are those of PAU at the drawn coefficients.
+    This is equation 3 of Molina et al. 2020. As there, the gradients are those of PAU at the drawn
+    coefficients.
 
     Args:
-        x, numerator, denominator: as :func:`pwlu_det.ops.pau` takes them.
-        seed: an int64 scalar on the CPU, which decides the draws.
-        alpha: half the relative width of the draws.
+        x, numerator, denominator: the arguments of :func:`pwlu_det.ops.pau`.
+        seed: an int64 scalar on the CPU, the seed of the draws.
+        alpha: half the relative width of the interval that the coefficients are drawn from.
 
     Raises:
-        ValueError: the shapes do not fit each other, or ``x`` is not of these dtypes.
+        ValueError: a shape or dtype does not fit, or ``alpha`` is negative or not finite.
     """
     return torch.ops.pwlu_det.rpau(x, numerator, denominator, seed, alpha)
 
@@ -41,7 +42,7 @@ def _backward(grad, x, numerator, denominator, seed, alpha, output_mask):
 
 
 def _draw(x, numerator, denominator, seed, alpha) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """``x`` as it is computed with, and a tensor of its size for each of the coefficients."""
+    """``x`` in the compute dtype, and a tensor of its size for each coefficient."""
     generator = torch.Generator(x.device).manual_seed(int(seed))
     wide, coefficients = broadcast_parameters(x, (numerator, denominator), _SHAPES)
 

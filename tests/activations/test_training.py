@@ -17,7 +17,7 @@ from pwlu_det.engine.trainer import Trainer
 from pwlu_det.preflight import check_config, check_training
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/quickstart/retinanet_R_18_FPN_digits_relu.yaml"
-# With bottlenecks, so that there are sites in all positions.
+# With bottleneck blocks, which have all positions.
 NARROW = [
     *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.FPN.OUT_CHANNELS", 16, "SOLVER.IMS_PER_BATCH", 2),
@@ -30,7 +30,7 @@ both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], 
 def make_config(name: str, dtype: torch.dtype, iterations: int, folder, overrides=()):
     own = (
         *("MODEL.ACTIVATION.NAME", name, "MODEL.ACTIVATION.PWLU.PHASE1_ITERS", iterations // 3),
-        *("SOLVER.MAX_ITER", iterations, "SOLVER.WARMUP_ITERS", iterations // 5),  # the quickstart's share
+        *("SOLVER.MAX_ITER", iterations, "SOLVER.WARMUP_ITERS", iterations // 5),  # as in the quickstart
         *("SOLVER.AMP.ENABLED", dtype == torch.bfloat16, "OUTPUT_DIR", str(folder), "DATASETS.TEST", ()),
     )
     cfg = load_config(str(CONFIG), [*overrides, *own])
@@ -40,7 +40,7 @@ def make_config(name: str, dtype: torch.dtype, iterations: int, folder, override
 
 
 def train(cfg) -> tuple[nn.Module, list[float]]:
-    """The model that was trained, and the loss of each iteration, all finite."""
+    """Train; return the model and the loss of each iteration, after checking that all are finite."""
     trainer = Trainer(cfg)
     trainer.train()
     losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
@@ -52,12 +52,12 @@ def train(cfg) -> tuple[nn.Module, list[float]]:
     return trainer.model, losses
 
 
-def check_comes_back(cfg, model: nn.Module) -> None:
-    """The checkpoint that the training has left makes the same model of another."""
+def check_checkpoint(cfg, model: nn.Module) -> None:
+    """Check that loading the final checkpoint into another model gives the same outputs."""
     torch.manual_seed(5)
     loaded = build_model(cfg)
     Checkpointer(loaded).load(str(Path(cfg.OUTPUT_DIR, "model_final.pth")))
-    # Small: the norms' statistics are far off after 3 batches, and SLAF's powers overflow soon.
+    # Small inputs: after 3 batches, the norms' statistics are inaccurate, and SLAF's powers overflow easily.
     x = torch.randn(1, 3, 96, 96) / 10
     with torch.no_grad():
         features, expected = (m.eval().backbone(x) for m in (loaded, model))
@@ -66,19 +66,18 @@ def check_comes_back(cfg, model: nn.Module) -> None:
 
 @both_dtypes
 @every_activation
-def test_trains_and_comes_back_from_its_checkpoint(name, dtype, tmp_path):
+def test_activation_trains_and_its_checkpoint_restores_it(name, dtype, tmp_path):
     cfg = make_config(name, dtype, 3, tmp_path, NARROW)
-    check_comes_back(cfg, train(cfg)[0])
+    check_checkpoint(cfg, train(cfg)[0])
 
 
 @pytest.mark.slow
 @both_dtypes
 @every_activation
-def test_the_loss_of_the_quickstart_falls(name, dtype, tmp_path):
+def test_quickstart_loss_decreases(name, dtype, tmp_path):
     cfg = make_config(name, dtype, 60, tmp_path, QUICK)
     model, losses = train(cfg)
-    # Earlier losses are too small: detectron2 divides them by 100 objects at first, and then approaches the
-    # true number.
+    # Earlier losses are too small: detectron2 divides by a moving average of the object count, initially 100.
     early, late = sum(losses[20:30]) / 10, sum(losses[-10:]) / 10
-    assert late < early
-    check_comes_back(cfg, model)
+    assert late < early, f"the loss went from {early:.3f} to {late:.3f}"
+    check_checkpoint(cfg, model)

@@ -1,4 +1,4 @@
-"""Pictures of PWLUs: what is drawn of which checkpoint, against the parameters that were put in."""
+"""Plots of PWLUs, compared with the parameters in the checkpoints."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from pwlu_det.analysis.snapshots import read_snapshots
 from pwlu_det.errors import CheckpointError
 
 NAMES = ["stem.act1", "res2.0.act1"]
-LEARNED = [4, 1]  # the channels that differ from ReLU in the end, most first
+LEARNED = [4, 1]  # the channels that differ from ReLU at the end, in descending order of the difference
 
 
 def save(file, model, **extra):
@@ -22,7 +22,7 @@ def save(file, model, **extra):
 
 
 class Run(nn.Module):
-    """A network of two sites in training; with an odd N even its PWLUs' first parameters are not ReLU."""
+    """A network with two sites in training; N is odd, so that even the initial PWLUs are not ReLU."""
 
     def __init__(self, num_channels=6, num_intervals=5):
         super().__init__()
@@ -50,7 +50,7 @@ class Run(nn.Module):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Checkpoints after 10, 20, 30, 40 and 50 iterations, of which 15 are phase I."""
+    """Checkpoints after 10, 20, 30, 40 and 50 iterations, of which the first 15 are phase I."""
     folder, run = tmp_path_factory.mktemp("run"), Run()
     steps = [lambda: None, run.realign, *[lambda: run.learn(0.3)] * 3]
     files = []
@@ -70,7 +70,7 @@ TITLES = [
 
 
 def check_panel(axis, file, name, num_channels):
-    """A panel against the checkpoint's own numbers."""
+    """Compare a panel with the parameters in the checkpoint."""
     state = torch.load(file, weights_only=True)["model"]
     values = {
         key.rsplit(".", 1)[1]: v.numpy()
@@ -106,7 +106,7 @@ def check_panel(axis, file, name, num_channels):
         assert low < y.min() and y.max() < high
 
 
-def test_a_strip_has_a_column_for_each_checkpoint_and_a_row_for_each_site(files):
+def test_strip_has_one_column_per_checkpoint_and_one_row_per_site(files):
     figure = draw_strip(read_snapshots(files), NAMES, num_channels=2)
     rows = np.reshape(figure.axes, (len(NAMES), len(files)))
     assert [axis.get_title().split("\n") for axis in rows[0]] == TITLES
@@ -123,7 +123,7 @@ def test_checkpoints_are_drawn_in_the_order_given(files):
     assert titles == [TITLES[2], TITLES[0]]
 
 
-def test_an_animation_has_a_page_for_each_checkpoint(files):
+def test_animation_has_one_page_per_checkpoint(files):
     pages = draw_pages(read_snapshots(files), NAMES[::-1], num_channels=2)
     assert [page.get_suptitle().split(" · ") for page in pages] == TITLES
     for page, file in zip(pages, files):
@@ -134,7 +134,7 @@ def test_an_animation_has_a_page_for_each_checkpoint(files):
     assert all(page == limits[0] for page in limits)
 
 
-def test_a_gif_holds_still_where_a_phase_begins_and_at_the_end(files, tmp_path):
+def test_gif_pauses_at_the_start_of_each_phase_and_at_the_end(files, tmp_path):
     output = str(tmp_path / "learned.gif")
     plot_pwlus(read_snapshots(files), output, NAMES)
     with Image.open(output) as image:
@@ -153,8 +153,8 @@ def test_one_checkpoint_and_several_in_each_format(files, tmp_path, ending):
         assert output.read_bytes().startswith(start)
 
 
-def test_files_without_an_iteration_or_a_phase_are_drawn_alone(files, tmp_path):
-    """An exported backbone, and parameters by themselves: these are trained ones, as in training."""
+def test_single_file_needs_no_iteration_or_phase(files, tmp_path):
+    """An exported backbone without its phases: parameters alone are taken as trained, as in training."""
     state = torch.load(files[-1], weights_only=True)["model"]
     state = {key.removeprefix("backbone."): v for key, v in state.items() if not key.endswith(".phase")}
     torch.save({"model": state}, tmp_path / "backbone.pth")
@@ -170,7 +170,7 @@ def test_sites_in_both_phases(files):
     assert page.get_suptitle() == "after 50 iterations · phases I and II"
 
 
-@pytest.mark.filterwarnings("error")  # matplotlib's, of axes without an extent
+@pytest.mark.filterwarnings("error")  # matplotlib warns of axes without an extent
 @pytest.mark.parametrize("value", [0.0, 1e-30, 3e38, -3e38])
 def test_parameters_of_any_size_and_bounds_in_any_order_are_drawn(tmp_path, value):
     run = Run()
@@ -184,7 +184,7 @@ def test_parameters_of_any_size_and_bounds_in_any_order_are_drawn(tmp_path, valu
     assert (tmp_path / "w.png").is_file()
 
 
-def test_several_files_must_be_of_one_run(files, tmp_path):
+def test_several_files_must_come_from_one_run(files, tmp_path):
     expected = {
         "no iteration": (
             save(tmp_path / "export.pth", Run().state_dict()),
@@ -223,7 +223,7 @@ def test_several_files_must_be_of_one_run(files, tmp_path):
         (lambda state, key: state.update({key + "right_slope": torch.zeros(5)}), "do not fit together"),
     ],
 )
-def test_a_damaged_pwlu_is_named(tmp_path, change, message):
+def test_error_names_a_damaged_pwlu(tmp_path, change, message):
     state = Run().state_dict()
     change(state, "backbone.bottom_up.res2.0.act1.")
     with pytest.raises(CheckpointError, match=rf"w.pth: its PWLU backbone.bottom_up.res2.0.act1 .*{message}"):

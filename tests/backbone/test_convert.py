@@ -167,24 +167,24 @@ def test_unknown_block_type_is_an_error(cfg):
     cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
     model = build_backbone(cfg, ShapeSpec(channels=3))
     model.res2[1] = OwnBlock(256, 256, bottleneck_channels=64)
-    with pytest.raises(ValueError, match=r"res2: it holds a OwnBlock.*BottleneckBlock.*STAGES"):
+    with pytest.raises(ValueError, match=r"res2: it has a OwnBlock.*BottleneckBlock.*STAGES"):
         convert_activations(model, lambda _: nn.ReLU(), ["res2"], ["act1"])
-    with pytest.raises(ValueError, match="only those of detectron2"):
+    with pytest.raises(ValueError, match="must be detectron2's ResNet"):
         convert_activations(nn.Sequential(), lambda _: nn.ReLU(), ["res2"], ["act1"])
 
 
-# --- nothing stays ReLU in silence ----------------------------------------------------------------
+# --- configs and models that do not match ---------------------------------------------------------
 
 NO_SITES = {
     "no such stage": ({"STAGES": ["top"]}, "fpn", 50),
     "no such position": ({"POSITIONS": ["act3"]}, "resnet", 18),
-    "frozen stages alone": ({"STAGES": ["stem", "res2"]}, "resnet", 50),
-    "C4, whose res5 is in the head": ({"STAGES": ["res5"]}, "C4", 50),
+    "only frozen stages": ({"STAGES": ["stem", "res2"]}, "resnet", 50),
+    "C4, which has res5 in its head": ({"STAGES": ["res5"]}, "C4", 50),
 }
 
 
 @pytest.mark.parametrize("activation, kind, depth", NO_SITES.values(), ids=NO_SITES)
-def test_an_activation_without_a_site_is_an_error(cfg, activation, kind, depth):
+def test_activation_without_a_site_is_an_error(cfg, activation, kind, depth):
     cfg.MODEL.BACKBONE.FREEZE_AT = 2 if activation.get("STAGES", [""])[0] == "stem" else 0
     if kind == "C4":
         cfg.MODEL.RESNETS.OUT_FEATURES, kind = ["res4"], None
@@ -203,14 +203,14 @@ def test_relu_needs_no_site(cfg):
     resnet_of(cfg, kind="fpn", NAME="relu", STAGES=["top"])
 
 
-def test_a_few_stages_that_are_missing_are_a_warning(cfg, caplog):
+def test_missing_stages_are_a_warning_if_others_exist(cfg, caplog):
     with caplog.at_level("WARNING"):
         model = resnet_of(cfg, depth=18, kind="fpn", NAME="pwlu", STAGES=["res3", "top"])
     assert pwlu_sites(model) == {f"bottom_up.res3.{b}.act{i}" for b in range(2) for i in (1, 2)}
     assert "STAGES: the backbone has no top; it has stem, res2, res3, res4, res5" in caplog.text
 
 
-def test_a_failed_conversion_changes_nothing(cfg):
+def test_failed_conversion_changes_nothing(cfg):
     set_detector(cfg, "retinanet", 50)
     cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]
     model = build_backbone(cfg, ShapeSpec(channels=3))
@@ -229,20 +229,20 @@ def test_a_failed_conversion_changes_nothing(cfg):
     class OwnBlock(BottleneckBlock):
         pass
 
-    with pytest.raises(ValueError, match="it holds a OwnBlock"):
+    with pytest.raises(ValueError, match="it has a OwnBlock"):
         block, model.res3[3].__class__ = model.res3[3], OwnBlock
         convert_activations(model, PWLU, ["stem", "res2", "res3"], ["act1"])
     block.__class__ = BottleneckBlock
     assert [(name, type(m)) for name, m in model.named_modules()] == before
 
 
-def test_a_second_call_keeps_the_config(cfg):
+def test_second_call_of_add_pwlu_config_keeps_the_values(cfg):
     cfg.MODEL.ACTIVATION.NAME, cfg.SOLVER.AMP.DTYPE = "pwlu", "bfloat16"
     pwlu_det.add_pwlu_config(cfg)
     assert (cfg.MODEL.ACTIVATION.NAME, cfg.SOLVER.AMP.DTYPE) == ("pwlu", "bfloat16")
 
 
-def test_a_backbone_that_does_not_know_the_activation_is_an_error(cfg):
+def test_backbone_without_the_configured_activation_is_an_error(cfg):
     set_detector(cfg, "retinanet", 18)
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ACTIVATION.NAME = STOCK["retinanet"], "pwlu"
     model = build_model(cfg)

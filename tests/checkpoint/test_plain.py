@@ -1,4 +1,4 @@
-"""A checkpoint holds only what its reader admits."""
+"""Checkpoints contain only types that the reader accepts."""
 
 import enum
 import io
@@ -29,7 +29,7 @@ from pwlu_det.errors import CheckpointError
         ([None, True, 1, 0.5, "s", b"b", torch.Size([2])], [None, True, 1, 0.5, "s", b"b", torch.Size([2])]),
     ],
 )
-def test_numbers_of_numpy_become_python_s(value, expected):
+def test_numpy_scalars_become_python_numbers(value, expected):
     result = plain(value, "state")
     assert result == expected and type(result) is type(expected)
     file = io.BytesIO()
@@ -45,7 +45,7 @@ def test_arrays_become_tensors(dtype):
     assert torch.equal(result, torch.from_numpy(array.copy()))
 
 
-def test_what_is_not_admitted_is_named(tmp_path):
+def test_error_names_a_value_of_another_type(tmp_path):
     class Mode(enum.Enum):
         MAX = 1
 

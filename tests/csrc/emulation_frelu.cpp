@@ -4,6 +4,7 @@
 #include "frelu.cu"
 
 enum { kInference, kInferenceBackward, kConvolve, kNormalise, kNormSums, kBackward };
+enum { kInferenceBackwardX = 6, kInferenceBackwardConvolution, kBackwardX, kBackwardConvolution };
 
 // As in cuda_frelu.py. numbers: batch, channels, height, width, channels last, element, op. buffers: weight, bias, the
 // norm's mean, var, weight and bias, norm_means, x, grad, kept, and then the outputs of the op.
@@ -16,20 +17,31 @@ extern "C" int run_case(const int64_t* numbers, void** buffers) {
   void *means = buffers[6], *x = buffers[7], *grad = buffers[8], *kept = buffers[9], **out = buffers + 10;
   std::vector<double> workspace(frelu_workspace(images, element), NAN);
   double* space = workspace.data();
+  const auto backward = [&](const Norm* norm, void* grad_x, void** by) {
+    const ConvolutionGradients gradients{by ? by[0] : nullptr, by ? by[1] : nullptr};
+    return launch_frelu_backward(images, element, convolution, norm, norm ? means : nullptr, grad, x, kept, grad_x,
+                                 by ? &gradients : nullptr, by ? space : nullptr, nullptr);
+  };
   switch (numbers[6]) {
     case kInference:
       return launch_frelu_inference(images, element, convolution, x, out[0], nullptr);
     case kInferenceBackward:
-      return launch_frelu_backward(images, element, convolution, nullptr, nullptr, grad, x, kept, out[0],
-                                   {out[1], out[2]}, space, nullptr);
+      return backward(nullptr, out[0], out + 1);
+    case kInferenceBackwardX:
+      return backward(nullptr, out[0], nullptr);
+    case kInferenceBackwardConvolution:
+      return backward(nullptr, nullptr, out);
     case kConvolve:
       return launch_frelu_convolve(images, element, convolution, x, out[0], out[1], out[2], space, nullptr);
     case kNormalise:
       return launch_frelu_normalise(images, element, norm, x, kept, out[0], nullptr);
     case kNormSums:
       return launch_frelu_norm_sums(images, element, norm, grad, x, kept, out[0], space, nullptr);
+    case kBackward:
+      return backward(&norm, out[0], out + 1);
+    case kBackwardX:
+      return backward(&norm, out[0], nullptr);
     default:
-      return launch_frelu_backward(images, element, convolution, &norm, means, grad, x, kept, out[0],
-                                   {out[1], out[2]}, space, nullptr);
+      return backward(&norm, nullptr, out);
   }
 }

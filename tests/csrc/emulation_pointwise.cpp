@@ -4,11 +4,11 @@
 #include "pointwise_backward.cu"
 #include "pointwise_forward.cu"
 
-enum { kForward, kBackward };
+enum { kForward, kBackward, kBackwardX, kBackwardParameters };
 
 // As in cuda_pointwise.py. numbers: batch, channels, inner, channels last, element, activation, coefficients of a
 // channel, from one of them to the next and from channel to channel, op. buffers: parameters, x, grad, and then the
-// output and the parameters' gradients.
+// outputs of the op.
 extern "C" int run_case(const int64_t* numbers, void** buffers) {
   using namespace pwlu;
   const Layout layout{numbers[0], numbers[1], numbers[2], numbers[3] != 0};
@@ -22,9 +22,22 @@ extern "C" int run_case(const int64_t* numbers, void** buffers) {
   };
   const auto parameters = rows(PointwiseParameters{size, {}}, buffers[0]);
   const void *x = buffers[1], *grad = buffers[2];
-  if (numbers[9] == kForward) return launch_pointwise(activation, layout, element, parameters, x, buffers[3], nullptr);
-  const auto gradients = rows(PointwiseGradients{size, {}}, buffers[4]);
-  std::vector<double> workspace(pointwise_workspace(layout, element, size), NAN);
-  return launch_pointwise_backward(activation, layout, element, parameters, grad, x, buffers[3], gradients,
-                                   workspace.data(), nullptr);
+  void** out = buffers + 3;
+  const auto backward = [&](void* grad_x, void* by) {
+    const auto gradients = rows(PointwiseGradients{size, {}}, by);
+    std::vector<double> workspace(pointwise_workspace(layout, element, size), NAN);
+    return launch_pointwise_backward(activation, layout, element, parameters, grad, x, grad_x, &gradients,
+                                     workspace.data(), nullptr);
+  };
+  switch (numbers[9]) {
+    case kForward:
+      return launch_pointwise(activation, layout, element, parameters, x, out[0], nullptr);
+    case kBackward:
+      return backward(out[0], out[1]);
+    case kBackwardX:
+      return launch_pointwise_backward(activation, layout, element, parameters, grad, x, out[0], nullptr, nullptr,
+                                       nullptr);
+    default:
+      return backward(nullptr, out[0]);
+  }
 }

@@ -1,20 +1,22 @@
 // Some of the pointwise activations' kernels, for a look at the machine code: all of them compile for too long.
 #include "pointwise.cuh"
 
-#define BOTH(F, T, ITEMS)                                                                                          \
-  template __global__ void pointwise_kernel<F, T, ITEMS>(ITEMS, const T*, T*, Site<F, Real<T>>);                   \
-  template __global__ void pointwise_backward_kernel<F, T, ITEMS>(ITEMS, const T*, const T*, T*, Site<F, Real<T>>, \
-                                                                  double*);
-#define CONTIGUOUS(F)    \
-  BOTH(F, float, Planes) \
-  BOTH(F, Half, Planes)  \
-  BOTH(F, BFloat16, Planes)
+#define ALL(F, T, ITEMS)                                                                                      \
+  template __global__ void pointwise_kernel<F, T, ITEMS>(ITEMS, const T*, T*, Site<F, Real<T>>);              \
+  template __global__ void pointwise_backward_kernel<false, F, T, ITEMS>(ITEMS, const T*, const T*, T*,       \
+                                                                         Site<F, Real<T>>, double*);          \
+  template __global__ void pointwise_backward_kernel<true, F, T, ITEMS>(ITEMS, const T*, const T*, T*,        \
+                                                                        Site<F, Real<T>>, double*);
+#define CONTIGUOUS(F)   \
+  ALL(F, float, Planes) \
+  ALL(F, Half, Planes)  \
+  ALL(F, BFloat16, Planes)
 
 namespace pwlu {
 CONTIGUOUS(Prelu)
 CONTIGUOUS(AconC)
 CONTIGUOUS(Pau)
-BOTH(Pau, float, Rows)
-BOTH(Pau, double, Planes)
-BOTH(Slaf<0>, float, Rows)
+ALL(Pau, float, Rows)
+ALL(Pau, double, Planes)
+ALL(Slaf<0>, float, Rows)
 }  // namespace pwlu

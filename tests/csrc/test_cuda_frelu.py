@@ -11,6 +11,7 @@ from cuda_emulation import (
     Emulation,
     Fault,
     as_numpy,
+    check_parts,
     copy_sources,
     needs_compiler,
 )
@@ -21,7 +22,10 @@ from cuda_frelu import (
     INFERENCE_BACKWARD,
     NORM_SUMS,
     NORMALISE,
+    ONLY_CONVOLUTION,
+    ONLY_X,
     OPS,
+    PARTS,
     check,
     filters,
     make_case,
@@ -62,6 +66,14 @@ def test_each_op_computes_its_equation(plain, case, dtype, op):
     shape, *rest = case
     case = make_case(shape, dtype, *rest)
     check(case, op, plain.run(op, case))
+
+
+@pytest.mark.parametrize("op", PARTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_parts_of_the_gradients_are_those_of_all_of_them(plain, case, dtype, op):
+    shape, *rest = case
+    check_parts(plain, make_case(shape, dtype, *rest), op, PARTS[op])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -166,7 +178,7 @@ RACING = [make_case((1, 1, 3, 9)), make_case((1, 3, 3, 5), channels_last=True)]
 
 
 def run_all(emulation, cases):
-    runs = [(op, case) for case in cases for op in OPS]
+    runs = [(op, case) for case in cases for op in (*OPS, *ONLY_X, *ONLY_CONVOLUTION)]
     for (op, case), results in zip(runs, emulation.run_program(runs, timeout=100)):
         check(case, op, results)
 
@@ -193,6 +205,10 @@ FAULTS = {
     "sums are added up before they are there": Fault("frelu_sums.cuh", "  __syncthreads();\n", "", PLAIN),
     "strips do not overlap": Fault("frelu_strips.cuh", "strip.rows - !strip.below", "strip.rows - 1", PLAIN),
     "the filter is not turned": Fault("frelu_strips.cuh", "weight[8 - k], tap", "weight[k], tap", PLAIN),
+    "a gradient that nobody wants is written": Fault(
+        "frelu_backward.cuh", "if (grad_x && strip.has(c))", "if (strip.has(c))", PLAIN
+    ),
+    "sums that nobody wants are written": Fault("frelu_backward.cuh", "  if (!sums) return;\n", "", PLAIN),
 }
 
 

@@ -5,6 +5,8 @@ import torch
 from cuda_emulation import (
     ADDRESSES,
     BACKWARD,
+    BACKWARD_PARAMETERS,
+    BACKWARD_X,
     FORWARD,
     THREADS,
     Emulation,
@@ -12,7 +14,7 @@ from cuda_emulation import (
     copy_sources,
     needs_compiler,
 )
-from cuda_pwlu import PHASE1, check, make_case
+from cuda_pwlu import OPS, check, make_case
 
 pytestmark = needs_compiler
 
@@ -43,11 +45,25 @@ FAULTS = {
     "bins are rounded to the nearest": Fault(
         "pwlu_tables.cuh", "__fadd_rd(u, 12582912.0f)", "(u + 12582912.0f)"
     ),
-    "too little shared memory": Fault("backward.cu", "table + size * kSums", "table + (size - 1) * kSums"),
+    "too little shared memory": Fault(
+        "pwlu_backward.cu", "table + size * kSums", "table + (size - 1) * kSums"
+    ),
     "windows write to the first": Fault("pwlu_backward.cuh", "windows.first() + c, amount", "c, amount"),
     "what is not finite goes unnoticed": Fault("pwlu_forward.cuh", "    trap = fma(y, R(0), trap);\n", ""),
     "sums that are not finite go unnoticed": Fault(
         "pwlu_backward.cuh", "      good &= is_finite(amount) && is_finite(moment);\n", ""
+    ),
+    "too little shared memory without sums": Fault(
+        "pwlu_backward.cu", "{1, 0, tabled}, tabled ? table : 0", "{1, 0, tabled}, 0"
+    ),
+    "a gradient that nobody wants is written": Fault(
+        "pwlu_backward.cuh", "(grad_x && windows.number() == 0)", "windows.number() == 0"
+    ),
+    "a gradient that nobody wants is mended": Fault(
+        "pwlu_backward.cuh", "if (grad_x && windows", "if (windows"
+    ),
+    "gradients that nobody wants are finished": Fault(
+        "pwlu_backward.cu", "status != 0 || !gradients", "status != 0"
     ),
 }
 
@@ -65,6 +81,13 @@ def overflowing_sums():
     return case
 
 
+def wide_bounds():
+    """Whose difference does not fit float."""
+    case = make_case((1, 1, 20), 3)
+    case.parameters[1][:], case.parameters[2][:] = -2e38, 3e38
+    return case
+
+
 CASES = [
     make_case((2, 3, 301), 16, offsets=(1, 1, 1)),
     make_case((1, 2, 301), 16, offsets=(0, 1, 0)),
@@ -77,13 +100,14 @@ RACING = [make_case((1, 1, 20), 2)]
 
 def run_all(emulation):
     cases = RACING if emulation.flags == THREADS else CASES
-    runs = [(op, case) for case in cases for op in (FORWARD, BACKWARD, PHASE1)]
+    runs = [(op, case) for case in cases for op in OPS]
     runs += [(FORWARD, infinite_inputs()), (BACKWARD, overflowing_sums())]
-    *ordinary, (level,), gradients = emulation.run_program(runs, timeout=100)
+    runs += [(op, wide_bounds()) for op in (BACKWARD_X, BACKWARD_PARAMETERS)]
+    *ordinary, (level,), gradients, by_x, by_parameters = emulation.run_program(runs, timeout=100)
     for (op, case), results in zip(runs, ordinary):
         check(case, op, results)
     assert level.isfinite().all()
-    assert all(g.isfinite().all() for g in gradients)
+    assert all(g.isfinite().all() for g in (*gradients, *by_x, *by_parameters))
 
 
 @pytest.mark.parametrize("flags", [ADDRESSES, THREADS], ids=["addresses", "threads"])

@@ -5,6 +5,7 @@ import torch
 from cuda_emulation import (
     ADDRESSES,
     BACKWARD,
+    BACKWARD_X,
     FORWARD,
     THREADS,
     Emulation,
@@ -12,7 +13,7 @@ from cuda_emulation import (
     copy_sources,
     needs_compiler,
 )
-from cuda_pointwise import check, keep_activations, make_case
+from cuda_pointwise import OPS, check, keep_activations, make_case
 
 pytestmark = needs_compiler
 
@@ -36,12 +37,20 @@ FAULTS = {
     "sums that are not finite go unnoticed": Fault(
         "pointwise.cuh", "for (const Number& sum : sums) trap = fma(sum, Number(0), trap);", ""
     ),
+    "slopes that are not finite go unnoticed": Fault(
+        "pointwise.cuh", "    trap = fma(by_x, Number(0), trap);\n", ""
+    ),
+    "a gradient that nobody wants is written": Fault("pointwise.cuh", "!kSums || grad_x", "true"),
+    "a gradient that nobody wants is mended": Fault("pointwise.cuh", "keep = grad_x && ", "keep = "),
+    "gradients that nobody wants are finished": Fault(
+        "pointwise_backward.cu", "status != 0 || !gradients", "status != 0"
+    ),
     "finite results are computed again, and others not": Fault(
         "pointwise.cuh", "kFast<F, T> && is_finite", "kFast<F, T> && !is_finite"
     ),
-    "ln 2 in one part": Fault("number.cuh", "std::fma(b, 1.90465421e-9f, ", "("),
+    "ln 2 in one part": Fault("pointwise_number.cuh", "std::fma(b, 1.90465421e-9f, ", "("),
     "a large Q has no reciprocal": Fault(
-        "number.cuh", "0.25f * normal_reciprocal(0.25f * b.value)", "normal_reciprocal(b.value)"
+        "pointwise_number.cuh", "0.25f * normal_reciprocal(0.25f * b.value)", "normal_reciprocal(b.value)"
     ),
 }
 
@@ -72,16 +81,17 @@ RACING = [make_case("slaf of 20", (1, 1, 20))]
 
 def run_all(emulation):
     cases = RACING if emulation.flags == THREADS else CASES
-    runs = [(op, case) for case in cases for op in (FORWARD, BACKWARD)]
+    runs = [(op, case) for case in cases for op in OPS]
     swish = make_case("swish", (1, 1, 2000))
     swish.x[0, 0], swish.parameters[0] = torch.linspace(-86, 86, 2000), torch.ones(1, 1)
-    runs += [(FORWARD, swish), (FORWARD, far_out()), (BACKWARD, overflowing_sums())]
-    *ordinary, (sigmoid,), (far,), gradients = emulation.run_program(runs, timeout=100)
+    runs += [(FORWARD, swish), (FORWARD, far_out()), (BACKWARD_X, far_out()), (BACKWARD, overflowing_sums())]
+    *ordinary, (sigmoid,), (far,), (far_slope,), gradients = emulation.run_program(runs, timeout=100)
     for (op, case), results in zip(runs, ordinary):
         check(case, op, results)
     x = swish.x.double()
     torch.testing.assert_close(sigmoid.double(), x * x.sigmoid(), rtol=3e-7, atol=0)
     torch.testing.assert_close(far[0, 0, :3], torch.tensor([0.5, 0.5, 0.5]))
+    assert far_slope.isfinite().all()
     assert gradients[1] == 0
 
 

@@ -13,11 +13,11 @@ from pwlu_det.data.mask_check import _decode, find_mask_fault
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.floats(0, 1))
-def test_compressed_masks_are_decoded_as_pycocotools_encodes_them(height, width, seed, density):
+def test_compressed_masks_of_pycocotools_are_decoded(height, width, seed, density):
     mask = np.random.default_rng(seed).random((height, width)) < density
     encoded = mask_util.encode(np.asfortranarray(mask, np.uint8))
     counts = encoded["counts"].decode()
-    flat = np.concatenate([[False], mask.T.reshape(-1)])  # column by column, the first run is of zeros
+    flat = np.concatenate([[False], mask.T.reshape(-1)])  # column-major; the first run counts zeros
     ends = [*np.flatnonzero(flat[1:] != flat[:-1]), height * width]
     assert _decode(counts) == np.diff([0, *ends]).tolist()
     assert find_mask_fault({"size": [height, width], "counts": counts}, height, width) == ""
@@ -45,7 +45,7 @@ LEFT_OUT = {
 
 
 @pytest.mark.parametrize("reason", LEFT_OUT)
-def test_what_is_left_out_is_counted(reason, tmp_path):
+def test_annotations_left_out_are_counted(reason, tmp_path):
     changes, num_instances = LEFT_OUT[reason]
     summary = check_coco(write(tmp_path, **changes), str(tmp_path), Use(training=True))
     assert summary.note == f"1 images, 1 annotations; left out: 1 {reason}"
@@ -78,7 +78,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("case", FAULTS)
-def test_faults_are_named(case, tmp_path):
+def test_error_names_the_file_and_the_fault(case, tmp_path):
     training, mask_format, changes, message = FAULTS[case]
     file = write(tmp_path, **changes)
     with pytest.raises(DatasetError) as error:

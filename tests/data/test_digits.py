@@ -18,7 +18,7 @@ NUM_TRAIN, NUM_VAL = 12, 8
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """A cache folder of the test's own, in which few scenes are made."""
+    """A separate cache folder for each test, with only a few scenes."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("PWLU_DET_CACHE", str(folder))
     monkeypatch.setattr(digits, "NUM_SCENES", {"train": NUM_TRAIN, "val": NUM_VAL})
@@ -29,7 +29,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def test_cache_follows_the_environment(monkeypatch, cache):
+def test_cache_dir_follows_the_environment_variable(monkeypatch, cache):
     assert digits.digits_dir() == cache / digits.VERSION
     monkeypatch.setenv("PWLU_DET_CACHE", "~/elsewhere")
     assert digits.cache_dir() == Path.home() / "elsewhere"
@@ -37,7 +37,7 @@ def test_cache_follows_the_environment(monkeypatch, cache):
     assert digits.cache_dir() == Path.home() / ".cache" / "pwlu_det"
 
 
-def test_a_relative_cache_does_not_depend_on_later_folders(monkeypatch, tmp_path):
+def test_relative_cache_dir_survives_a_change_of_directory(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PWLU_DET_CACHE", "relative")
     records = DatasetCatalog.get("digits_val")
@@ -45,7 +45,7 @@ def test_a_relative_cache_does_not_depend_on_later_folders(monkeypatch, tmp_path
     assert all(Path(record["file_name"]).is_file() for record in records)
 
 
-def test_two_makings_are_byte_identical(tmp_path):
+def test_generated_files_are_byte_identical(tmp_path):
     np.random.seed(1)
     digits.write_digits(tmp_path / "a")
     np.random.seed(2)
@@ -62,7 +62,7 @@ def test_no_background_is_used_twice():
     assert len(set(corners)) == len(corners) == NUM_TRAIN + NUM_VAL
 
 
-def test_splits_share_no_digit():
+def test_splits_share_no_digits():
     images, labels = digits.load_source()
     split = digits.split_digits(labels)
     assert sorted(np.concatenate([split["train"], split["val"]])) == list(range(1797))
@@ -73,7 +73,7 @@ def test_splits_share_no_digit():
         assert share == pytest.approx(1, abs=0.05)
 
 
-def test_scenes_draw_on_the_digits_of_their_split(tmp_path, monkeypatch):
+def test_scenes_use_the_digits_of_their_split(tmp_path, monkeypatch):
     pools = []
     make_scene = digits.make_scene
 
@@ -89,8 +89,8 @@ def test_scenes_draw_on_the_digits_of_their_split(tmp_path, monkeypatch):
     assert not train & val
 
 
-def test_classes_are_those_of_the_pasted_digits(monkeypatch):
-    # Bars of 1 to 5 pixels' width and 8 pixels' height stand in for the digits 0 to 4.
+def test_classes_match_the_pasted_digits(monkeypatch):
+    # Bars that are 1 to 5 pixels wide and 8 pixels high stand in for the digits 0 to 4.
     bars = np.zeros((5, 8, 8), dtype=np.uint8)
     for label in range(5):
         bars[label, :, 1 : 2 + label] = 255
@@ -137,7 +137,7 @@ def test_masks_cover_the_bright_strokes():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_interrupted_making_leaves_nothing(monkeypatch, cache, error):
+def test_interrupted_generation_leaves_no_files(monkeypatch, cache, error):
     calls = []
 
     def interrupt(*args):
@@ -156,14 +156,14 @@ def test_interrupted_making_leaves_nothing(monkeypatch, cache, error):
     assert len(contents(digits.digits_dir())) == NUM_TRAIN + NUM_VAL + 2
 
 
-def test_a_stale_temporary_folder_does_no_harm(cache):
+def test_stale_temporary_folder_is_harmless(cache):
     stale = cache / f".{digits.VERSION}-stale" / digits.VERSION / "train"
     stale.mkdir(parents=True)
     (stale / "000000.png").write_bytes(b"half")
     assert len(contents(digits.digits_dir())) == NUM_TRAIN + NUM_VAL + 2
 
 
-def test_the_slower_of_two_makers_takes_the_others_files(monkeypatch, cache):
+def test_slower_of_two_processes_uses_the_files_of_the_other(monkeypatch, cache):
     write_digits = digits.write_digits
 
     def overtaken(root):
@@ -176,7 +176,7 @@ def test_the_slower_of_two_makers_takes_the_others_files(monkeypatch, cache):
     assert [p.name for p in cache.iterdir()] == [digits.VERSION]
 
 
-def test_a_refused_rename_is_no_success(monkeypatch, cache):
+def test_failed_rename_is_an_error(monkeypatch, cache):
     def refuse(self, target):
         raise PermissionError("refused")
 
@@ -186,22 +186,22 @@ def test_a_refused_rename_is_no_success(monkeypatch, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_made_files_are_not_made_again(monkeypatch):
+def test_existing_files_are_reused(monkeypatch):
     digits.digits_dir()
-    monkeypatch.setattr(digits, "write_digits", lambda root: pytest.fail("made again"))
+    monkeypatch.setattr(digits, "write_digits", lambda root: pytest.fail("generated again"))
     digits.digits_dir()
 
 
-def test_an_unwritable_folder_is_named(monkeypatch, tmp_path):
+def test_error_names_an_unwritable_folder(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
-    folder = tmp_path / "file" / "cache"  # no folder can be made below a file, not even by root
+    folder = tmp_path / "file" / "cache"  # not even root can create a folder inside a file
     monkeypatch.setenv("PWLU_DET_CACHE", str(folder))
     with pytest.raises(OSError, match="PWLU_DET_CACHE") as error:
         DatasetCatalog.get("digits_val")
     assert str(folder) in str(error.value)
 
 
-def test_missing_scikit_learn_is_named(monkeypatch, cache):
+def test_error_names_missing_scikit_learn(monkeypatch, cache):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match="scikit-learn"):
         digits.digits_dir()
@@ -209,7 +209,7 @@ def test_missing_scikit_learn_is_named(monkeypatch, cache):
 
 
 @pytest.mark.parametrize("name", ["with space", "données-数字"])
-def test_data_sets_load_through_the_catalog(monkeypatch, tmp_path, name):
+def test_datasets_load_through_the_catalog(monkeypatch, tmp_path, name):
     monkeypatch.setenv("PWLU_DET_CACHE", str(tmp_path / name))
     for split, number in (("digits_train", NUM_TRAIN), ("digits_val", NUM_VAL)):
         records = DatasetCatalog.get(split)
@@ -224,7 +224,7 @@ def test_data_sets_load_through_the_catalog(monkeypatch, tmp_path, name):
         assert Path(metadata.image_root) == Path(records[0]["file_name"]).parent
 
 
-def test_an_evaluator_may_come_before_the_loader(cache, tmp_path):
+def test_evaluator_can_be_built_before_the_loader(cache, tmp_path):
     COCOEvaluator("digits_val", output_dir=str(tmp_path / "output"))
     assert MetadataCatalog.get("digits_val").json_file == str(cache / digits.VERSION / "val.json")
     assert len(json.loads((cache / digits.VERSION / "val.json").read_text())["images"]) == NUM_VAL

@@ -1,4 +1,4 @@
-"""Each data set is evaluated by the measure that its metadata name."""
+"""The evaluator of a dataset is chosen by the evaluator_type in its metadata."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ BOX = [10.0, 20.0, 40.0, 60.0]  # x0, y0, x1, y1
 
 @pytest.fixture
 def catalog():
-    """Names that are registered by a test are forgotten after it."""
+    """Remove the datasets registered by a test after the test."""
     before = set(DatasetCatalog.list())
     yield
     for name in set(DatasetCatalog.list()) - before:
@@ -68,13 +68,13 @@ def write_voc(root):
     ET.ElementTree(tree).write(root / "Annotations/000001.xml")
 
 
-def test_pascal_voc_has_its_own_measure(cfg, tmp_path, catalog):
+def test_pascal_voc_has_its_own_evaluator(cfg, tmp_path, catalog):
     write_voc(tmp_path)
     register_pascal_voc("own_voc", str(tmp_path), "test", 2007, class_names=["cat"])
     MetadataCatalog.get("own_voc").evaluator_type = "pascal_voc"
     evaluator = Trainer.build_evaluator(cfg, "own_voc")
     assert isinstance(evaluator, PascalVOCDetectionEvaluator)
-    box = [9.0, 19.0, 40.0, 60.0]  # pixels from 0; those of VOC are from 1
+    box = [9.0, 19.0, 40.0, 60.0]  # zero-based pixels; VOC's are one-based
     results = evaluate(evaluator, [{"image_id": "000001"}], [perfect(box=box)])
     assert results["bbox"]["AP"] == pytest.approx(100)
 
@@ -84,8 +84,8 @@ def coco_dicts(box):
     return [{"file_name": "x.jpg", "image_id": 1, "height": 100, "width": 100, "annotations": [annotation]}]
 
 
-def test_corrected_annotations_count(cfg, tmp_path, catalog):
-    """detectron2 would use the file that it has converted them to before."""
+def test_corrected_annotations_are_used(cfg, tmp_path, catalog):
+    """detectron2 would reuse the COCO file to which it converted the previous annotations."""
     boxes = [[50.0, 50.0, 60.0, 60.0], BOX]
     cfg.OUTPUT_DIR = str(tmp_path)
     for box, expected in zip(boxes, (0, 100)):
@@ -98,7 +98,7 @@ def test_corrected_annotations_count(cfg, tmp_path, catalog):
         MetadataCatalog.remove("own")
 
 
-def test_types_of_metadata(cfg, tmp_path, catalog):
+def test_evaluator_types(cfg, tmp_path, catalog):
     def evaluator_of(kind):
         name = f"own_{kind}"
         DatasetCatalog.register(name, list)
@@ -110,16 +110,16 @@ def test_types_of_metadata(cfg, tmp_path, catalog):
     (tmp_path / "x.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     assert type(evaluator_of("coco")) is COCOEvaluator
     assert type(evaluator_of("sem_seg")) is SemSegEvaluator
-    with pytest.raises(ConfigError, match="ask for an evaluator of type 'depth'; known are coco, sem_seg"):
+    with pytest.raises(ConfigError, match="has the unknown evaluator_type 'depth'; known are coco, sem_seg"):
         evaluator_of("depth")
 
 
-def test_a_package_that_is_missing_is_named_before_the_training(cfg, monkeypatch, catalog):
+def test_error_names_a_missing_package_before_training(cfg, monkeypatch, catalog):
     DatasetCatalog.register("own_lvis", list)
     MetadataCatalog.get("own_lvis").set(evaluator_type="lvis")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     cfg.DATASETS.TEST = ("own_lvis",)
-    with pytest.raises(ConfigError, match="evaluation of 'own_lvis' needs the package lvis, which is not"):
+    with pytest.raises(ConfigError, match="evaluating 'own_lvis' requires the package lvis, which is not"):
         check_datasets(cfg, training=False)
 
 
@@ -143,18 +143,18 @@ def write_coco(folder, first_id, area=800.0):
     return str(folder / "set.json"), copy.deepcopy(content)
 
 
-def test_an_annotation_of_id_0_cannot_be_evaluated_with(tmp_path):
+def test_annotation_id_0_is_an_error_in_evaluation(tmp_path):
     file, _ = write_coco(tmp_path, 0)
     with pytest.raises(
-        DatasetError, match=r"annotations\[0\]: id is 0, which COCO's evaluation takes for none"
+        DatasetError, match=r"annotations\[0\]: id is 0, which COCO's evaluation treats as unmatched"
     ):
         check_coco(file, str(tmp_path), Use(training=False))
     assert "an annotation has the id 0" in check_coco(file, str(tmp_path), Use(training=True)).note
 
 
 @pytest.mark.parametrize("first_id", [1, -2])
-def test_other_ids_are_evaluated_right(cfg, tmp_path, catalog, first_id):
-    """COCO's evaluation takes 0 alone for unmatched; negative ids are numbers like others."""
+def test_other_annotation_ids_are_evaluated_correctly(cfg, tmp_path, catalog, first_id):
+    """COCO's evaluation treats only the id 0 as unmatched; negative ids are like any other."""
     file, content = write_coco(tmp_path, first_id)
     assert check_coco(file, str(tmp_path), Use(training=False)).note == "1 images, 2 annotations"
     from detectron2.data.datasets import register_coco_instances
@@ -171,13 +171,13 @@ def test_other_ids_are_evaluated_right(cfg, tmp_path, catalog, first_id):
     assert results["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_areas_that_do_not_fit_their_boxes_are_counted(tmp_path):
+def test_areas_larger_than_their_boxes_are_counted(tmp_path):
     file, _ = write_coco(tmp_path, 1, area=5000.0)
     note = check_coco(file, str(tmp_path), Use(training=False)).note
     assert "2 areas are larger than their boxes" in note
 
 
-def test_panoptic_has_three_parts(cfg, monkeypatch, catalog):
+def test_panoptic_evaluation_has_three_evaluators(cfg, monkeypatch, catalog):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     built = {
         name: type(name, (), {"__init__": lambda self, *a, **k: None, "reset": lambda self: None})

@@ -1,4 +1,4 @@
-"""The environments of torchrun and of SLURM; a real run of each kind is in tests/reliability."""
+"""The environment variables of torchrun and SLURM; tests/reliability has real runs of both."""
 
 from argparse import Namespace
 
@@ -45,7 +45,7 @@ def test_slurm(nodes, host):
     assert environment == Environment(5, 8, 1, 4, f"tcp://{host}:{20000 + 1234567 % 20000}")
 
 
-def test_slurm_with_an_address_of_the_user_s():
+def test_slurm_with_a_given_address():
     environment = find_environment({**SLURM, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "99"})
     assert environment.url == "tcp://10.0.0.1:99"
 
@@ -54,12 +54,12 @@ def test_slurm_with_an_address_of_the_user_s():
     "variables", [{}, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, {**SLURM, "SLURM_STEP_NUM_TASKS": "1"}]
 )
 def test_no_launcher(variables):
-    """sbatch alone sets the first of SLURM's variables, too, and starts one process."""
+    """sbatch without srun also sets SLURM_NTASKS and SLURM_PROCID, but starts a single process."""
     assert find_environment(variables) is None
 
 
 @pytest.mark.parametrize("variables", [TORCHRUN, SLURM], ids=["torchrun", "SLURM"])
-def test_what_is_missing_is_named(variables):
+def test_error_names_missing_and_invalid_variables(variables):
     for name in variables:
         if name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS"):
             continue
@@ -74,7 +74,7 @@ def arguments(num_gpus=1, num_machines=1):
     return Namespace(num_gpus=num_gpus, num_machines=num_machines)
 
 
-def test_the_number_of_processes(monkeypatch):
+def test_number_of_processes(monkeypatch):
     assert num_processes(arguments(2, 3)) == 6
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
@@ -83,5 +83,5 @@ def test_the_number_of_processes(monkeypatch):
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     assert num_processes(arguments()) == 8
-    with pytest.raises(ConfigError, match=r"torchrun has started 8 processes, and --num-gpus .* ask for 2"):
+    with pytest.raises(ConfigError, match=r"torchrun has started 8 processes, but --num-gpus .* ask for 2"):
         num_processes(arguments(2))

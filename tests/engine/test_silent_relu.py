@@ -1,4 +1,4 @@
-"""A PWLU's function is that of its parameters, whatever its phase: averaged and copied models, lost hooks."""
+"""A PWLU computes the function of its parameters in either phase: averaged models, missing hooks."""
 
 import copy
 import io
@@ -28,7 +28,7 @@ def collecting_site(channels=1, n=16, **options) -> PWLU:
 
 @pytest.mark.parametrize("b", [3.0, 0.1, 10.0])
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 7, 16, 63])
-def test_phase_1_is_relu_in_evaluation_and_bit_for_bit_in_training(n, b):
+def test_phase_1_is_relu_exactly_in_training_and_closely_in_evaluation(n, b):
     site = collecting_site(n=n, init_bound=b)
     x = GRID * b / 4
     torch.testing.assert_close(site.eval()(x), x.relu(), rtol=1e-6, atol=1e-6 * b)
@@ -42,7 +42,7 @@ def test_phase_1_is_relu_in_evaluation_and_bit_for_bit_in_training(n, b):
 
 @pytest.mark.parametrize("n, left, right", [(1, 0.0, 3.0), (3, -3.0, 6.0), (5, -3.0, 4.5), (16, -3.0, 3.0)])
 def test_bounds_and_points_of_phase_1(n, left, right):
-    """By hand: with N = 3 and h = 2 the intervals are 3 long, one of them left of 0."""
+    """Computed by hand: for N = 3, the intervals have length 3, and one of them is left of 0."""
     site = collecting_site(n=n)
     assert (site.left_bound.item(), site.right_bound.item()) == (left, right)
     knots = np.linspace(left, right, n + 1)
@@ -78,7 +78,7 @@ WRITES = {
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 @pytest.mark.parametrize("name", ["points", "left_bound", "right_bound", "left_slope", "right_slope"])
-def test_a_collecting_forward_evaluates_parameters_that_have_changed(name, write):
+def test_collecting_forward_uses_changed_parameters(name, write):
     site = collecting_site()
     site(GRID)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def ema_with_buffers(copied, model):
 
 def ema_with_averaged_buffers(copied, model):
     for old, new in zip(copied.state_dict().values(), model.state_dict().values()):
-        old.copy_(old * 0.5 + new * 0.5)  # an integer is rounded down
+        old.copy_(old * 0.5 + new * 0.5)  # integers are rounded down
 
 
 AVERAGES = {
@@ -130,7 +130,7 @@ def start_average(name, model):
 
 @pytest.mark.parametrize("evaluation", [True, False], ids=["eval", "train"])
 @pytest.mark.parametrize("name", AVERAGES)
-def test_an_averaged_model_is_the_function_of_its_parameters(name, evaluation):
+def test_averaged_model_computes_the_function_of_its_parameters(name, evaluation):
     model = Toy()
     averaged, update = start_average(name, model)
     averaged.train(not evaluation)
@@ -145,7 +145,7 @@ def test_an_averaged_model_is_the_function_of_its_parameters(name, evaluation):
     with torch.no_grad():
         y = averaged.act1(x)
         assert torch.equal(y, plain(x))
-        # Realigned at iteration 3, and half of the average by each step since: far from ReLU's knots.
+        # Realigned at iteration 3, then averaged with weight 1/2 at each step: far from the initial bounds.
         assert (averaged.act1.left_bound - model.act1.left_bound).abs().max() < 0.1
 
     file = io.BytesIO()
@@ -154,13 +154,13 @@ def test_an_averaged_model_is_the_function_of_its_parameters(name, evaluation):
     loaded = Toy()
     loaded.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(loaded.eval().act1(x), y)
-    assert int(loaded.act1.phase) == LEARNING  # trained, so that another training keeps it
+    assert int(loaded.act1.phase) == LEARNING  # it counts as trained, so further training keeps it
 
 
-# --- files of phase I -----------------------------------------------------------------------------
+# --- checkpoints of phase I -----------------------------------------------------------------------
 
 
-def test_files_with_the_bounds_of_older_versions_are_rewritten():
+def test_initial_bounds_of_older_versions_are_updated_on_loading():
     old = PWLU(2, 5)
     state = old.state_dict() | {"phase": torch.tensor(COLLECTING), "num_batches": torch.tensor(7)}
     site = collecting_site(2, 5)
@@ -170,7 +170,7 @@ def test_files_with_the_bounds_of_older_versions_are_rewritten():
     assert torch.equal(site(GRID.expand(-1, 2)), GRID.expand(-1, 2).relu())
 
 
-def test_a_file_of_phase_1_that_was_trained_counts_as_trained():
+def test_checkpoint_of_phase_1_with_changed_parameters_counts_as_trained():
     state = collecting_site(2).state_dict()
     state["points"] = state["points"] + 0.01
     site = PWLU(2)
@@ -183,7 +183,7 @@ def test_a_file_of_phase_1_that_was_trained_counts_as_trained():
 
 
 class Twice(nn.Module):
-    """One site for two inputs, as in a head that is shared by several feature levels."""
+    """One site with several inputs, as in a head shared by several feature levels."""
 
     def __init__(self, inputs, wrap=lambda site, x: site(x)):
         super().__init__()
@@ -196,7 +196,7 @@ class Twice(nn.Module):
         return {"loss": sum(y.mean() for y in ys) * 0 + self.scale.sum() * 0}
 
 
-def test_all_calls_of_a_site_in_an_iteration_count():
+def test_statistics_cover_all_calls_in_an_iteration():
     model = Twice([10.0, -10.0])
     train(model, phase1_iters=1, max_iter=2)
     assert model.act.running_mean.item() == pytest.approx(0, abs=1e-6)
@@ -205,7 +205,7 @@ def test_all_calls_of_a_site_in_an_iteration_count():
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_activation_checkpointing_loses_no_batch(reentrant):
+def test_activation_checkpointing_counts_every_batch_once(reentrant):
     wrap = lambda site, x: checkpoint(site, x, use_reentrant=reentrant)  # noqa: E731
     plain, checkpointed = Twice([5.0, 3.0]), Twice([5.0, 3.0], wrap)
     for model in (plain, checkpointed):
@@ -217,7 +217,7 @@ def test_activation_checkpointing_loses_no_batch(reentrant):
 
 
 @pytest.mark.parametrize("frozen", [["points"], ["left_bound", "right_bound"]])
-def test_a_partly_frozen_site_collects(frozen):
+def test_partly_frozen_site_collects(frozen):
     model = Toy()
     for name in frozen:
         getattr(model.act1, name).requires_grad_(False)
@@ -226,7 +226,7 @@ def test_a_partly_frozen_site_collects(frozen):
     assert not model.act1.collecting and not torch.equal(model.act1.left_bound, torch.full((6,), -3.0))
 
 
-def test_a_site_without_statistics_is_named(caplog):
+def test_warning_names_a_site_without_statistics(caplog):
     class InEval(Toy):
         def train(self, mode=True):
             super().train(mode)
@@ -240,30 +240,30 @@ def test_a_site_without_statistics_is_named(caplog):
     assert "1 of 2 sites have no statistics" in caplog.text and "initial bounds: act1" in caplog.text
 
 
-# --- the hook that is forgotten -------------------------------------------------------------------
+# --- missing hooks --------------------------------------------------------------------------------
 
 
-def test_a_forgotten_hook_is_heard_of():
+def test_missing_hook_is_a_warning():
     model = Toy()
-    model.act1.expects_hook = True  # as sites from a config do
+    model.act1.expects_hook = True  # as for sites built from a config
     with pytest.warns(UserWarning, match=r"no TwoPhaseHook is registered.*build_phase_hook"):
         model(images(0))
 
 
-def test_a_registered_hook_is_not_missed(recwarn):
+def test_registered_hook_gives_no_warning(recwarn):
     model = Toy()
     model.act1.expects_hook = model.act2.expects_hook = True
     train(model, phase1_iters=2, max_iter=4)
     assert not [w for w in recwarn if "PWLU" in str(w.message)]
 
 
-def test_a_training_that_ends_in_phase_1_says_so(caplog):
+def test_training_that_ends_in_phase_1_logs_a_warning(caplog):
     with caplog.at_level("WARNING"):
         train(Toy(), phase1_iters=5, max_iter=3)
     assert "2 sites are still in phase I, and so still ReLU" in caplog.text
 
 
-def test_a_model_in_training_can_be_pickled():
+def test_model_can_be_pickled_during_training():
     model = Toy()
     trainer_hook = TwoPhaseHook(5)
     saved = io.BytesIO()

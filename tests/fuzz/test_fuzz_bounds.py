@@ -1,4 +1,4 @@
-"""Training with inputs, bounds and steps that misbehave: it goes on, or stops with detectron2's own error."""
+"""Training with hostile inputs, bounds and learning rates continues or stops with detectron2's error."""
 
 import re
 
@@ -15,7 +15,7 @@ from pwlu_det import PWLU, TwoPhaseHook
 from pwlu_det.engine.amp import CPUAutocastTrainer
 
 MAX = torch.finfo(torch.float32).max
-# By which an image is multiplied, from a dead input to one that overflows.
+# Factors for a batch, from one that zeros it to one that makes it overflow.
 FACTORS = st.sampled_from(
     [0.0, 1e-45, 1e-30, 1.0, 1.0, 1.0, -3.0, 1e4, 1e10, 1e19, 1e30, 1e38, float("inf"), float("nan")]
 )
@@ -23,7 +23,7 @@ STEPS = 7
 
 
 class Hostile:
-    """The toy's batches, each multiplied by something, with some channels constant."""
+    """The toy batches, each multiplied by a factor, with some constant channels."""
 
     def __init__(self, factors, constant):
         self.factors, self.constant = factors, constant
@@ -52,7 +52,7 @@ def run(model, factors, constant, lr, trainer_class) -> list[int]:
     st.sampled_from([0.0, 0.01, 0.01, 0.1, 1.0, 1e3, 1e10, 1e30]),
     st.sampled_from([SimpleTrainer, CPUAutocastTrainer]),
 )
-def test_training_goes_on_or_names_the_iteration(factors, constant, lr, trainer_class):
+def test_training_continues_or_the_error_names_the_iteration(factors, constant, lr, trainer_class):
     model = Toy()
     result = attempt(
         "bounds: training", lambda: run(model, factors, constant, lr, trainer_class), FloatingPointError
@@ -69,8 +69,8 @@ SMALL = st.floats(-4, 4, width=32)
 
 @fuzz(60, 1500)
 @given(st.data(), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_any_bounds_train(data, dtype):
-    """Crossed, equal or far away: a step on finite values has finite outputs, gradients and parameters."""
+def test_training_step_with_any_bounds(data, dtype):
+    """With crossed, equal or distant bounds, a step on finite values gives only finite values."""
 
     def step():
         site = PWLU(2, num_intervals=data.draw(st.sampled_from([1, 2, 5, 16])))
@@ -87,7 +87,7 @@ def test_any_bounds_train(data, dtype):
         assert y.isfinite().all() and x.grad.isfinite().all()
         assert all(p.grad.isfinite().all() for p in site.parameters())
         torch.optim.SGD(site.parameters(), lr=0.1).step()
-        assert not site(x).isnan().any()  # a slope that is now large may lead out of the range
+        assert not site(x).isnan().any()  # a slope that has become large may overflow
 
     attempt("bounds: any bounds", step, FloatingPointError)
 
@@ -95,7 +95,7 @@ def test_any_bounds_train(data, dtype):
 @fuzz(60, 1500)
 @given(st.data(), st.booleans())
 def test_statistics_of_any_finite_input(data, channel_wise):
-    """Those of NumPy in float64, or none where float32 cannot hold their squares; then finite bounds."""
+    """Statistics match NumPy in float64 or, if squares overflow float32, are skipped; bounds are finite."""
 
     def collect():
         site = PWLU(2, channel_wise=channel_wise)
@@ -108,7 +108,7 @@ def test_statistics_of_any_finite_input(data, channel_wise):
         exact = x.double().numpy().transpose(1, 0, 2).reshape(2 if channel_wise else 1, -1)
         mean, std = exact.mean(1), exact.std(1)
         if site.num_batches:
-            # Of numbers that are large beside their spread, float32 keeps as much of the spread as they have
+            # If values are large compared with their spread, float32 keeps only a few digits of the spread
             tolerance = 1e-6 * np.abs(exact).max()
             np.testing.assert_allclose(site.running_mean.numpy(), mean, rtol=1e-5, atol=tolerance + 1e-38)
             np.testing.assert_allclose(site.running_std.numpy(), std, rtol=1e-4, atol=tolerance + 1e-20)
@@ -123,7 +123,7 @@ def test_statistics_of_any_finite_input(data, channel_wise):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_batch_that_is_not_finite_does_not_count(value):
+def test_non_finite_batch_does_not_count(value):
     site, reference = PWLU(3), PWLU(3)
     for each in (site, reference):
         each.begin_collecting()

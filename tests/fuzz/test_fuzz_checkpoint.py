@@ -1,4 +1,4 @@
-"""Files of weights: whatever is in them, they are read as tensors or refused, and nothing of them is run."""
+"""Weight files: whatever they contain, they are read as tensors or refused, and no code in them is run."""
 
 import contextlib
 import io
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def read(target: str, path, content: bytes) -> None:
-    """Read a file, and load into a model what is read."""
+    """Read a file, and load the result into a model."""
     path.write_bytes(content)
     result = attempt(target, lambda: read_checkpoint(str(path)), CheckpointError)
     if isinstance(result, Exception):
@@ -61,7 +61,7 @@ def torch_file(content, zipped: bool = True) -> bytes:
 
 STATE = Model().state_dict()
 ARRAYS = {name: value.numpy() for name, value in STATE.items()}
-WHOLE = {
+VALID = {
     "zip": (".pth", torch_file({"model": STATE, "iteration": 3, "trainer": {"a": [1, {"b": 2.0}]}})),
     "legacy": (".pth", torch_file({"model": STATE}, zipped=False)),
     "pycls": (".pyth", torch_file({"model_state": STATE})),
@@ -73,9 +73,9 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("kind", WHOLE)
-def test_the_whole_files_are_read_as_they_are(kind, folder):
-    ending, content = WHOLE[kind]
+@pytest.mark.parametrize("kind", VALID)
+def test_valid_files_are_read_unchanged(kind, folder):
+    ending, content = VALID[kind]
     path = folder / f"whole{ending}"
     path.write_bytes(content)
     model = read_checkpoint(str(path))["model"]
@@ -119,7 +119,7 @@ def test_random_pickle_programs(folder, kind, program):
 
 
 def in_file(kind: str, pickled: bytes) -> tuple[str, bytes]:
-    """A file with a pickle of one's own in it, and how its name ends."""
+    """The extension and content of a file that contains the given pickle."""
     if kind == "pkl":
         return ".pkl", pickled
     if kind == "legacy":
@@ -133,9 +133,9 @@ def in_file(kind: str, pickled: bytes) -> tuple[str, bytes]:
 
 
 @fuzz(80, 2500)
-@given(st.data(), st.sampled_from(sorted(WHOLE)))
+@given(st.data(), st.sampled_from(sorted(VALID)))
 def test_damaged_files(folder, data, kind):
-    ending, content = WHOLE[kind]
+    ending, content = VALID[kind]
     how = data.draw(st.sampled_from(("cut", "flip", "insert", "overwrite")))
     at = data.draw(st.integers(0, len(content) - 1))
     piece = data.draw(st.binary(min_size=1, max_size=8))
@@ -221,13 +221,13 @@ FRAMES = {
 @given(
     st.one_of(RUBBISH, MODELS), st.sampled_from(sorted(FRAMES)), st.sampled_from(ENDINGS), st.integers(0, 5)
 )
-def test_files_of_other_things(folder, inner, frame, ending, protocol):
+def test_files_with_other_contents(folder, inner, frame, ending, protocol):
     if ending == ".pkl" and isinstance(inner, dict):
         inner = {name: as_array(value) for name, value in inner.items()}
     whole = FRAMES[frame](inner)
     try:
         content = pickle.dumps(whole, protocol) if ending == ".pkl" else torch_file(whole, protocol > 2)
-    except (NotImplementedError, RuntimeError, AttributeError):  # there are tensors that cannot be saved
+    except (NotImplementedError, RuntimeError, AttributeError):  # some tensors cannot be saved
         assume(False)
     read("checkpoint: files of other things", folder / f"other{ending}", content)
 
@@ -245,7 +245,7 @@ def text(value: str) -> bytes:
 
 
 def calls(canary: str):
-    """Names to call, with pickled arguments, that would each make the folder ``canary``."""
+    """Callables with pickled arguments, each of which would create the folder ``canary``."""
     command = f"mkdir '{canary}'"
     python = f"__import__('os').mkdir({canary!r})"
     array = b"cnumpy\ndtype\n" + text("f4") + b"\x85R"
@@ -320,10 +320,10 @@ def test_code_in_a_file_is_not_run(folder, which, how, place, kind):
 
 
 def test_that_code_would_run(tmp_path):
-    """The test above can fail: Python's own unpickler runs it."""
+    """Shows that the test above can fail: Python's own unpickler runs the code."""
     canary = tmp_path / "ran"
     for which in calls(str(canary))[:6]:
         for place in PLACES.values():
-            with contextlib.suppress(TypeError, pickle.UnpicklingError):  # for what the call gives
+            with contextlib.suppress(TypeError, pickle.UnpicklingError):  # from the result of the call
                 pickle.loads(place(CALLS["reduce"](*which)))
             canary.rmdir()

@@ -1,4 +1,4 @@
-"""COCO files: what the check lets through, detectron2 loads, trains on and evaluates with."""
+"""COCO files: detectron2 can load, train on and evaluate with every file that passes the check."""
 
 import copy
 import json
@@ -46,7 +46,7 @@ MASKS = [
 ]
 
 
-def whole_file() -> dict:
+def valid_file() -> dict:
     annotations = [
         {
             "id": number + 1,
@@ -87,7 +87,7 @@ MAPPERS = {use: mapper(use) for use in USES}
 
 
 def use_it(path, folder, use: Use) -> None:
-    """What training or evaluation does with a data set."""
+    """Use a dataset as in training or evaluation."""
     name = f"fuzz_{path.stem}"
     metadata = MetadataCatalog.get(name)
     metadata.json_file = str(path)
@@ -135,26 +135,26 @@ def try_file(target: str, content: str, folder, use: Use) -> None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # An image is not opened by the check: only its reader knows that it is broken, or of another size.
-        whole = all(
+        # The check does not open images: a broken image, or one of another size, is found when it is read.
+        valid = all(
             image["file_name"] != "broken.png" and (image["height"], image["width"]) == (HEIGHT, WIDTH)
             for image in json.loads(content)["images"]
         )
-        attempt(f"{target}, used", lambda: use_it(path, folder, use), NeverRaised if whole else DatasetError)
+        attempt(f"{target}, used", lambda: use_it(path, folder, use), NeverRaised if valid else DatasetError)
 
 
 class NeverRaised(Exception):
-    """What is let through has to work."""
+    """No error is allowed after a file has passed the check."""
 
 
 @pytest.mark.parametrize("use", USES, ids=str)
-def test_a_whole_file_works(use, folder):
-    content = whole_file()
+def test_valid_file_works(use, folder):
+    content = valid_file()
     if use.mask_format == "polygon" and use.training:
         content["annotations"] = [a for a in content["annotations"] if isinstance(a["segmentation"], list)]
     if not use.training:
         content["annotations"] = [a for a in content["annotations"] if a["id"] != 2]
-    path = folder / "whole.json"
+    path = folder / "valid.json"
     path.write_text(json.dumps(content))
     summary = check_coco(str(path), str(folder), use)
     assert summary.classes == ["a", "b"]
@@ -183,7 +183,7 @@ VALUES = st.one_of(
         counts=st.one_of(st.text("0134589:;<=>?@ACXZ_`abcmno", max_size=12), st.lists(NUMBERS, max_size=4)),
     ),
     st.dictionaries(st.sampled_from(["id", "size", "counts"]), SCALARS, max_size=2),
-).map(copy.deepcopy)  # it may be changed in its turn
+).map(copy.deepcopy)  # since the test may change it again
 KEYS = st.sampled_from(
     [
         *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "ignore", "keypoints"),
@@ -193,7 +193,7 @@ KEYS = st.sampled_from(
 
 
 def change(data, content: dict) -> dict:
-    """Change one thing somewhere in a file."""
+    """Make one change somewhere in a file."""
     where = data.draw(
         st.sampled_from(["top", "images", "annotations", "annotations", "annotations", "categories"])
     )
@@ -229,8 +229,8 @@ def change(data, content: dict) -> dict:
 @fuzz(250, 5000)
 @given(st.data(), st.sampled_from(USES), st.integers(1, 3))
 def test_changed_files(folder, data, use, changes):
-    content = whole_file()
-    if data.draw(st.integers(0, 3)):  # all uses take such a mask, so that the change decides
+    content = valid_file()
+    if data.draw(st.integers(0, 3)):  # a mask that every use accepts, so that only the change matters
         for annotation in content["annotations"]:
             annotation["segmentation"] = copy.deepcopy(MASKS[0])
     for _ in range(changes):
@@ -243,7 +243,7 @@ def test_changed_files(folder, data, use, changes):
     st.one_of(
         st.text(max_size=40),
         VALUES.map(json.dumps),
-        st.integers(0, 900).map(lambda length: json.dumps(whole_file())[:length]),
+        st.integers(0, 900).map(lambda length: json.dumps(valid_file())[:length]),
         st.sampled_from(
             ["[" * 100000, '{"a":' * 100000, "1" * 5000, "NaN", "\ufeff{}", '{"images": [1e999]}', "\x00"]
         ),

@@ -21,7 +21,7 @@ SMALL = ["MODEL.FPN.OUT_CHANNELS", "8", "MODEL.FPN.NORM", "BN"]
 
 
 class Refused(Exception):
-    """A command has ended with an error of its own."""
+    """A command ended with its own error message."""
 
 
 def run(tool: str, *arguments: str) -> None:
@@ -41,7 +41,7 @@ def run(tool: str, *arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a space and letters beyond ASCII in its name, with files of all kinds."""
+    """A folder with spaces and non-ASCII letters in its name, and files of all kinds in it."""
     folder = tmp_path_factory.mktemp("Ordner für alles 試")
     (folder / "config ñ.yaml").write_text(
         RETINANET.read_text().replace("retinanet", f"{RETINANET.parent}/retinanet")
@@ -78,8 +78,8 @@ def paths(folder, *names: str) -> list[str]:
 
 @fuzz(40, 500)
 @given(NAMES, NAMES, NAMES, REST, st.booleans())
-def test_export(folder, config, weights, output, rest, well_meant):
-    if well_meant:
+def test_export(folder, config, weights, output, rest, plausible):
+    if plausible:
         config, rest = "config ñ.yaml", []
     config, weights, output = paths(folder, config, weights, output)
     arguments = ["--config-file", config, "--weights", weights, "--output", output, *rest, *SMALL]
@@ -106,7 +106,7 @@ OPTIONS = st.sampled_from(
 @fuzz(40, 500)
 @given(NAMES, st.lists(st.one_of(OPTIONS, NAMES), max_size=4))
 def test_train(folder, config, rest):
-    """Up to where processes would be started."""
+    """Run the command up to the start of the training processes."""
     rest = [
         part if part.startswith("-") or part.isupper() or "." in part else f"{folder}/{part}" for part in rest
     ]
@@ -131,12 +131,12 @@ WORDS = st.one_of(
 @fuzz(40, 500)
 @given(st.lists(WORDS, max_size=6))
 def test_benchmark(folder, words):
-    """Whatever comes before a timing: the last argument is always wrong."""
+    """Run the command up to the measurements: the last argument is always invalid."""
     attempt("commands: benchmark", lambda: run("benchmark.py", *words, "--dtype", "int3"), Refused)
 
 
 def clean(folder) -> None:
     for path in folder.iterdir():
-        assert not path.name.endswith(".tmp"), "half a file is left"
+        assert not path.name.endswith(".tmp"), "a partial file was left behind"
         if path.name.startswith(("new", "x")):
             path.unlink()

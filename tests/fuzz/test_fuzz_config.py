@@ -1,4 +1,4 @@
-"""Configs: whatever a file or the command line says, it makes a model or is refused by one error of ours."""
+"""Configs: any file and command line gives a model or is refused with one error of this package."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ BASE += ["MODEL.RESNETS.NORM", "BN", "MODEL.DEVICE", "cpu"]
 
 
 def prepare(path, overrides=()):
-    """What the commands do with a config."""
+    """Load and check a config as the commands do."""
     cfg = load_config(str(path), [*BASE, *overrides])
     check_config(cfg)
     check_training(cfg)
@@ -130,7 +130,7 @@ def test_files(folder, content):
     assert not (folder / "ran").exists()
 
 
-def of_its_type(key: str) -> st.SearchStrategy:
+def of_type(key: str) -> st.SearchStrategy:
     node = DEFAULTS
     for part in key.split("."):
         node = node[part]
@@ -141,7 +141,7 @@ def of_its_type(key: str) -> st.SearchStrategy:
 
 
 SETTINGS = st.lists(
-    st.sampled_from(OURS).flatmap(lambda key: st.tuples(st.just(key), st.one_of(of_its_type(key), VALUES))),
+    st.sampled_from(OURS).flatmap(lambda key: st.tuples(st.just(key), st.one_of(of_type(key), VALUES))),
     max_size=3,
 ).map(dict)
 NAMES = st.sampled_from(sorted(ACTIVATIONS))
@@ -149,7 +149,7 @@ NAMES = st.sampled_from(sorted(ACTIVATIONS))
 
 @fuzz(150, 2000)
 @given(NAMES, SETTINGS, st.booleans())
-def test_our_keys_make_an_activation_or_an_error(folder, name, settings, in_a_file):
+def test_our_keys_give_an_activation_or_an_error(folder, name, settings, in_a_file):
     settings = {"MODEL.ACTIVATION.NAME": name, **settings}
     path = folder / "ours.yaml"
     path.write_text(yaml.safe_dump(nested(settings) if in_a_file else {}))

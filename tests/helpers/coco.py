@@ -1,4 +1,4 @@
-"""A handful of images laid out as detectron2 expects COCO below $DETECTRON2_DATASETS."""
+"""A few images in the layout that detectron2 expects of COCO under $DETECTRON2_DATASETS."""
 
 from __future__ import annotations
 

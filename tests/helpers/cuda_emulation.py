@@ -27,7 +27,8 @@ SOURCES = ROOT / "pwlu_det" / "csrc"
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 """And their numbers in the kernels' ``Element``."""
-FORWARD, BACKWARD = range(2)
+FORWARD, BACKWARD, BACKWARD_X, BACKWARD_PARAMETERS = range(4)
+"""Ops that every family has; the last two give one part of what BACKWARD does."""
 
 # -O1 would compile for a minute.
 UNDEFINED = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -168,6 +169,22 @@ class Emulation:
 
 
 # --- comparison ---------------------------------------------------------------------------------------
+
+
+def check_parts(
+    emulation: Emulation, case: Case, op: int = BACKWARD, parts: tuple = (BACKWARD_X, BACKWARD_PARAMETERS)
+) -> list[torch.Tensor]:
+    """Check that the gradient of x alone and those of the parameters alone are bit for bit those of both.
+
+    Returns those of both.
+    """
+    both = emulation.run(op, case)
+    parts = [result for part in parts for result in emulation.run(part, case)]
+    assert len(parts) == len(both)
+    for part, whole in zip(parts, both):
+        bits, expected = (t.contiguous().view(torch.uint8) for t in (part, whole))
+        assert torch.equal(bits, expected)
+    return both
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -10,6 +10,9 @@ import torch
 from cuda_emulation import DTYPES, Case, as_numpy, assert_near
 
 OPS = INFERENCE, INFERENCE_BACKWARD, CONVOLVE, NORMALISE, NORM_SUMS, BACKWARD = range(6)
+PARTS = {INFERENCE_BACKWARD: (6, 7), BACKWARD: (8, 9)}
+"""For each of these ops two more, in the emulation alone: the gradient of x, and those of the convolution."""
+ONLY_X, ONLY_CONVOLUTION = zip(*PARTS.values())
 EPS = 1e-5
 
 
@@ -25,20 +28,21 @@ class FreluCase(Case):
 
     def buffers(self, op: int) -> list[tuple[torch.Tensor, int]]:
         channels = self.x.shape[1]
-        sizes = {CONVOLVE: [channels, channels], INFERENCE_BACKWARD: [9 * channels, channels]}
-        sizes[BACKWARD] = sizes[INFERENCE_BACKWARD]
-        like_x = [] if op == NORM_SUMS else [self.output()]
-        others = [2 * channels] if op == NORM_SUMS else sizes.get(op, [])
+        like_x = [] if op == NORM_SUMS or op in ONLY_CONVOLUTION else [self.output()]
+        others = {CONVOLVE: [channels, channels], NORM_SUMS: [2 * channels]}.get(op, [])
+        if op in PARTS or op in ONLY_CONVOLUTION:
+            others = [9 * channels, channels]
         others = [(torch.full((n,), torch.nan, dtype=self.parameters[0].dtype), 0) for n in others]
         kept = self.memory(self.kept), self.offsets[1] * self.x.element_size()
         return [*self.inputs(), kept, *like_x, *others]
 
     def results(self, op: int, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
         """``[y]``, the sums ``[2, C]``, ``[conv, mean, var]``, or the gradients of x, weight and bias."""
-        first, *others = buffers[len(self.parameters) + 3 :]
+        outputs = buffers[len(self.parameters) + 3 :]
         if op == NORM_SUMS:
-            return [first.view(2, -1)]
-        return [self.from_memory(first), *others]
+            return [outputs[0].view(2, -1)]
+        like_x = [] if op in ONLY_CONVOLUTION else [self.from_memory(outputs.pop(0))]
+        return [*like_x, *outputs]
 
 
 def make_case(shape, dtype=torch.float32, channels_last=False, offsets=(0, 0, 0), seed=0) -> FreluCase:
@@ -106,6 +110,9 @@ def normed(case):
 
 
 def expected_results(case: FreluCase, op: int) -> list[np.ndarray]:
+    for whole, (of_x, of_convolution) in PARTS.items():
+        if op in (of_x, of_convolution):
+            return expected_results(case, whole)[slice(1) if op == of_x else slice(1, None)]
     x, g, kept = (as_numpy(t) for t in (case.x, case.grad, case.kept))
     weight, bias = filters(case)
     normal, line = normed(case)

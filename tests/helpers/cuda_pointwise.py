@@ -9,10 +9,23 @@ from pathlib import Path
 import numpy as np
 import oracle_activations as oracle
 import torch
-from cuda_emulation import FORWARD, Case, as_numpy, assert_near
+from cuda_emulation import (
+    BACKWARD,
+    BACKWARD_PARAMETERS,
+    BACKWARD_X,
+    FORWARD,
+    SOURCES,
+    Case,
+    as_numpy,
+    assert_near,
+)
 
 from pwlu_det.ops.pointwise import TABLE
 
+OPS = FORWARD, BACKWARD, BACKWARD_X, BACKWARD_PARAMETERS
+ROWS = re.compile(r"^  _\((\w+), (\w+)(?:<>)?,", re.MULTILINE)
+"""Of the list that makes the kernels' ``Activation``: an op and its formula."""
+ACTIVATIONS = [op for op, _ in ROWS.findall((SOURCES / "pointwise_list.h").read_text())]
 SIZES = {"apl": 3, "slaf": 4}
 """S of those that the kernels know; others are computed in double."""
 KINDS = {
@@ -20,7 +33,6 @@ KINDS = {
     "apl of 2": ("apl", 2),
     "slaf of 20": ("slaf", 20),
 }
-every_kind = list(KINDS)
 
 
 @dataclasses.dataclass
@@ -38,23 +50,22 @@ class PointwiseCase(Case):
     def numbers(self, op: int) -> list[int]:
         size, channels = self.table.shape
         strides = (1, size) if self.transposed else (channels, 1)
-        return [*self.layout, list(TABLE).index(self.name), size, *strides, op]
+        return [*self.layout, ACTIVATIONS.index(self.name), size, *strides, op]
 
     def buffers(self, op: int) -> list[tuple[torch.Tensor, int]]:
         (_, x, grad) = self.inputs()
         table = (self.table.t() if self.transposed else self.table).contiguous().flatten()
-        gradients = torch.full_like(table, torch.nan)
-        return [(table, 0), x, grad, self.output(), *([] if op == FORWARD else [(gradients, 0)])]
+        like_x = [] if op == BACKWARD_PARAMETERS else [self.output()]
+        gradients = [] if op in (FORWARD, BACKWARD_X) else [(torch.full_like(table, torch.nan), 0)]
+        return [(table, 0), x, grad, *like_x, *gradients]
 
     def results(self, op: int, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
         """``[y]``, or the gradients of x and of the table."""
-        first = self.from_memory(buffers[3])
-        if op == FORWARD:
-            return [first]
+        outputs = buffers[3:]
+        like_x = [] if op == BACKWARD_PARAMETERS else [self.from_memory(outputs.pop(0))]
         size, channels = self.table.shape
-        if self.transposed:
-            return [first, buffers[4].view(channels, size).t()]
-        return [first, buffers[4].view(size, channels)]
+        tables = [o.view(channels, size).t() if self.transposed else o.view(size, channels) for o in outputs]
+        return [*like_x, *tables]
 
 
 def arguments(name: str, table: np.ndarray) -> list[np.ndarray]:
@@ -114,21 +125,25 @@ def check(case: PointwiseCase, op: int, results: list[torch.Tensor]) -> None:
         assert_near(results[0], expected, rounded(expected), "y")
         return
     grad, step = oracle.wide(as_numpy(case.grad)), oracle.STEP
-    by_x = grad * (function(x + step, table) - function(x - step, table)) / (2 * step)
-    assert_near(results[0], by_x, rounded(by_x) + 1e-10, "grad of x")
+    if op != BACKWARD_PARAMETERS:
+        by_x = grad * (function(x + step, table) - function(x - step, table)) / (2 * step)
+        assert_near(results[0], by_x, rounded(by_x) + 1e-10, "grad of x")
+    if op == BACKWARD_X:
+        return
     others = tuple(axis for axis in range(x.ndim) if axis != 1)
     for k in range(len(table)):
         moved = step * (np.arange(len(table)) == k)[:, None]
         terms = grad * (function(x, table + moved) - function(x, table - moved)) / (2 * step)
         expected = terms.sum(others)
         bound = (unit + 1e-10) * np.abs(terms).sum(others) + 1e-10
-        assert_near(results[1][k], expected, bound, f"gradient of coefficient {k}")
+        assert_near(results[-1][k], expected, bound, f"gradient of coefficient {k}")
 
 
-def keep_activations(sources: Path, *names: str) -> None:
-    """Leave but these, and SLAF, in a copy of the sources: they compile sooner."""
-    file = sources / "cuda" / "pointwise.cuh"
-    cases = re.compile(r" +case Activation::k(\w+):\n +return (.*);\n")
-    text, count = cases.subn(lambda match: match[0] if match[1] in names else "", file.read_text())
-    assert count == len(TABLE) - 1
+def keep_activations(sources: Path, *formulas: str) -> None:
+    """In a copy of the sources compute all other activations by SLAF's formula: it compiles sooner."""
+    file = sources / "pointwise_list.h"
+    text, count = ROWS.subn(
+        lambda row: row[0] if row[2] in (*formulas, "Slaf") else f"  _({row[1]}, Slaf<>,", file.read_text()
+    )
+    assert count == len(TABLE)
     file.write_text(text)

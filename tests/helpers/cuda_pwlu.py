@@ -5,9 +5,18 @@ from __future__ import annotations
 import numpy as np
 import oracle
 import torch
-from cuda_emulation import BACKWARD, FORWARD, Case, as_numpy, assert_near
+from cuda_emulation import (
+    BACKWARD,
+    BACKWARD_PARAMETERS,
+    BACKWARD_X,
+    FORWARD,
+    Case,
+    as_numpy,
+    assert_near,
+)
 
-PHASE1 = 2
+PHASE1 = 4
+OPS = FORWARD, BACKWARD, BACKWARD_X, BACKWARD_PARAMETERS, PHASE1
 NAMES = ("points", "left_bound", "right_bound", "left_slope", "right_slope")
 
 
@@ -18,17 +27,17 @@ class PwluCase(Case):
         return [*self.layout, self.parameters[0].shape[1] - 1, op]
 
     def buffers(self, op: int) -> list[tuple[torch.Tensor, int]]:
-        channels = self.x.shape[1]
-        sizes = {FORWARD: [], BACKWARD: [p.numel() for p in self.parameters], PHASE1: [channels, channels]}
-        outputs = [torch.full((n,), torch.nan, dtype=self.parameters[0].dtype) for n in sizes[op]]
-        return [*self.inputs(), self.output(), *((o, 0) for o in outputs)]
+        like_x = [] if op == BACKWARD_PARAMETERS else [self.output()]
+        others = {FORWARD: [], BACKWARD_X: [], PHASE1: self.parameters[1:3]}.get(op, self.parameters)
+        return [*self.inputs(), *like_x, *((torch.full_like(p, torch.nan).flatten(), 0) for p in others)]
 
     def results(self, op: int, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
-        """``[y]``, the six gradients, or ``[y, mean, deviation]``."""
-        first, *others = buffers[7:]
-        if op == BACKWARD:
-            others = [o.view(p.shape) for o, p in zip(others, self.parameters)]
-        return [self.from_memory(first), *others]
+        """``[y]``, the gradients, or ``[y, mean, deviation]``."""
+        outputs = buffers[7:]
+        like_x = [] if op == BACKWARD_PARAMETERS else [self.from_memory(outputs.pop(0))]
+        if op != PHASE1:
+            outputs = [o.view(p.shape) for o, p in zip(outputs, self.parameters)]
+        return [*like_x, *outputs]
 
 
 def make_case(shape, n, dtype=torch.float32, channels_last=False, offsets=(0, 0, 0), seed=0) -> PwluCase:
@@ -50,10 +59,13 @@ def make_case(shape, n, dtype=torch.float32, channels_last=False, offsets=(0, 0,
 
 def check(case: PwluCase, op: int, results: list[torch.Tensor], gradient_unit: float = 1e-6) -> None:
     """Hold results against the paper's equations in float64; every element counts."""
-    {FORWARD: check_forward, BACKWARD: check_backward, PHASE1: check_phase1}[op](case, results, gradient_unit)
+    if op in (FORWARD, PHASE1):
+        (check_forward if op == FORWARD else check_phase1)(case, results)
+    else:
+        check_backward(case, op, results, gradient_unit)
 
 
-def check_forward(case, results, _unit=None):
+def check_forward(case, results):
     arrays = [as_numpy(p) for p in case.parameters]
     rows = oracle.per_function(as_numpy(case.x), case.x.shape[1])
     expected = oracle.from_function(oracle.forward(rows, *arrays), case.x.shape)
@@ -63,26 +75,28 @@ def check_forward(case, results, _unit=None):
     assert_near(results[0], expected, rounded + 2 * unit * (np.abs(arrays[0]).max() + np.abs(expected)), "y")
 
 
-def check_backward(case, results, unit):
+def check_backward(case, op, results, unit):
     arrays = _, left, right, *_ = [as_numpy(p) for p in case.parameters]
     rows = oracle.per_function(as_numpy(case.x), len(left))
     g = oracle.per_function(as_numpy(case.grad), len(left))
     table = oracle.table_1(rows, *arrays)
     steepest = np.abs(table.x).max(initial=0, axis=1)
-    expected = oracle.from_function(table.x * g, case.x.shape)
-    info = torch.finfo(case.x.dtype)
-    own = info.eps + 2 * torch.finfo(case.parameters[0].dtype).eps
-    assert_near(results[0], expected, own * (np.abs(expected) + info.smallest_normal), "grad of x")
+    if op != BACKWARD_PARAMETERS:
+        expected = oracle.from_function(table.x * g, case.x.shape)
+        info = torch.finfo(case.x.dtype)
+        own = info.eps + 2 * torch.finfo(case.parameters[0].dtype).eps
+        by_x, *results = results
+        assert_near(by_x, expected, own * (np.abs(expected) + info.smallest_normal), "grad of x")
     # Sums in double need no such room, but the parameters' gradients are rounded to float at the end.
     distance = np.maximum(1, np.maximum(np.abs(rows - left[:, None]), np.abs(rows - right[:, None])))
     scale = unit * (np.abs(g) * distance).sum(1)
-    for name, actual, row in zip(NAMES, results[1:], table[1:]):
+    for name, actual, row in zip(NAMES, results, table[1:]):
         terms = row * (g[:, None] if name == "points" else g)
         bound = scale[:, None] if name == "points" else scale
         assert_near(actual, terms.sum(-1), bound * (np.maximum(1, steepest) if "bound" in name else 1), name)
 
 
-def check_phase1(case, results, _unit=None):
+def check_phase1(case, results):
     relu, mean, deviation = results
     assert torch.equal(relu, case.x.relu())
     rows = oracle.per_function(as_numpy(case.x), case.x.shape[1])

@@ -1,4 +1,4 @@
-"""Small detectors and inputs that several tests share."""
+"""Small detectors and inputs shared by several tests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def set_detector(cfg, kind: str, depth: int = 18, norm: str = "BN") -> None:
 
 
 def build(cfg, seed: int = 0) -> nn.Module:
-    """A detector whose random start depends on ``seed`` alone."""
+    """A detector whose random initialization depends only on ``seed``."""
     torch.manual_seed(seed)
     return build_model(cfg)
 

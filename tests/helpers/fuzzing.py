@@ -1,8 +1,8 @@
-"""Hostile input by the thousand: what is common to the tests in ``fuzz/``.
+"""Helpers for the tests in ``fuzz/``, which try thousands of hostile inputs.
 
-They try some 1,600 inputs, always the same. With PWLU_DET_FUZZ=long in the environment they try over 20,000,
-others in each run. Either way they end with a table of how many each target was given, and what became of
-them.
+By default, the tests try about 1,600 inputs, the same in every run. With PWLU_DET_FUZZ=long in the
+environment, they try more than 20,000, different in every run. Either way, they end with a table of the
+number of inputs and the outcomes of each target.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ LONG = os.environ.get("PWLU_DET_FUZZ") == "long"
 REFUSED, WORKED = "refused", "worked"
 
 outcomes: Counter = Counter()
-"""How often (target, outcome) was met."""
+"""Number of occurrences of each (target, outcome)."""
 
 
 def fuzz(short: int, long: int) -> settings:
-    """How many inputs a test is given."""
+    """Settings for the number of inputs of a test."""
     return settings(
         max_examples=long if LONG else short,
         derandomize=not LONG,
@@ -35,14 +35,14 @@ def fuzz(short: int, long: int) -> settings:
 
 
 def attempt(target: str, call: Callable[[], Any], documented: type[Exception] = PwluDetError) -> Any:
-    """Count a call as refused, with one error of the documented kind, or as having worked.
+    """Count a call as refused if it raises the documented error, or else as worked.
 
-    Gives what it returns, or the error. Any other exception fails the test.
+    Returns the result of the call, or the error. Any other exception fails the test.
     """
     try:
         result = call()
     except documented as error:
-        assert str(error), "an error that says nothing"
+        assert str(error), "the error has no message"
         outcomes[target, REFUSED] += 1
         return error
     outcomes[target, WORKED] += 1

@@ -1,11 +1,12 @@
-"""Kills training runs at chosen instants, resumes them, and compares their end with an uninterrupted run's.
+"""Kill training runs at chosen times, resume them, and compare the results with an uninterrupted run.
 
     python tests/helpers/kill_and_resume.py --kills 40 --output output/kills
 
-Runs are of ``tools/train_net.py`` on the digits: 60 iterations, the switch to phase II at 20, a checkpoint
-every 5. An eighth of the kills hit a checkpoint while it is written, an eighth the iterations to either side
-of the switch, the others any instant from the start of the process on. Every tensor and number of the final
-checkpoints must be the same, bit for bit: model, optimiser, scheduler, statistics, phase.
+A run is ``tools/train_net.py`` on the digits: 60 iterations, the switch to phase II at iteration 20, a
+checkpoint every 5 iterations. One eighth of the kills happen while a checkpoint is written, one eighth in the
+iteration before or after the switch, and the rest at any time since the start of the process. Every tensor
+and number in the final checkpoints must be identical, bit for bit: model, optimizer, scheduler, statistics,
+phase.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
-REPORT = "KILL_AND_RESUME_REPORT"  # names the file descriptor that iterations are reported to
+REPORT = "KILL_AND_RESUME_REPORT"  # environment variable with the file descriptor for reports
 AT_ANY_TIME, AT_WRITE, AT_SWITCH = "at any time", "while a checkpoint is written", "around the switch"
 
 
 @dataclass
 class Schedule:
-    """Of the runs, in iterations."""
+    """Schedule of a run, in iterations."""
 
     length: int = 60
     switch: int = 20
@@ -72,7 +73,7 @@ class Run:
         self.folder, self._report = folder, os.fdopen(read, "rb")
 
     def iterations(self) -> Iterator[int]:
-        """Those that begin, until the process ends."""
+        """Yield each iteration as it begins, until the process ends."""
         yield from map(int, self._report)
 
     def finish(self) -> None:
@@ -82,35 +83,35 @@ class Run:
             raise AssertionError((self.folder / "output.txt").read_text()[-4000:])
 
     def kill(self) -> bool:
-        """Whether the process still ran."""
+        """Kill the process, and return whether it was still running."""
         self.process.send_signal(signal.SIGKILL)
         return self.process.wait() == -signal.SIGKILL
 
 
-def kill_at_any_time(run: Run, schedule: Schedule, seconds: float, chance: random.Random) -> bool:
-    time.sleep(chance.uniform(0, seconds))
+def kill_at_any_time(run: Run, schedule: Schedule, seconds: float, rng: random.Random) -> bool:
+    time.sleep(rng.uniform(0, seconds))
     return run.kill()
 
 
-def kill_at_write(run: Run, schedule: Schedule, seconds: float, chance: random.Random) -> bool:
-    """At one of the writes, some time after its beginning; true if it was not yet done."""
-    which = chance.randrange(schedule.period - 1, schedule.length, schedule.period)
+def kill_at_write(run: Run, schedule: Schedule, seconds: float, rng: random.Random) -> bool:
+    """Kill at a random time after a checkpoint write has begun; return whether it was unfinished."""
+    which = rng.randrange(schedule.period - 1, schedule.length, schedule.period)
     next(iteration for iteration in run.iterations() if iteration == which)
     temporary = run.folder / f"model_{which:07d}.pth.tmp"
     while not temporary.exists():
         if run.process.poll() is not None:
             return False
         time.sleep(0.0002)
-    time.sleep(chance.uniform(0, 0.05))
+    time.sleep(rng.uniform(0, 0.05))
     run.kill()
     return temporary.exists()
 
 
-def kill_at_switch(run: Run, schedule: Schedule, seconds: float, chance: random.Random) -> bool:
-    """Within the last iteration of phase I, or the first of phase II."""
-    which = schedule.switch - chance.randrange(2)
+def kill_at_switch(run: Run, schedule: Schedule, seconds: float, rng: random.Random) -> bool:
+    """Kill in the last iteration of phase I or the first of phase II."""
+    which = schedule.switch - rng.randrange(2)
     next(iteration for iteration in run.iterations() if iteration == which)
-    time.sleep(chance.uniform(0, 0.1))  # an iteration takes about that
+    time.sleep(rng.uniform(0, 0.1))  # about the duration of an iteration
     return run.kill()
 
 
@@ -118,13 +119,13 @@ KILLS = {AT_ANY_TIME: kill_at_any_time, AT_WRITE: kill_at_write, AT_SWITCH: kill
 
 
 def kill_and_resume(kind: str, seed: int, schedule: Schedule, folder: Path, seconds: float) -> dict:
-    """Kill a run as ``kind`` says, resume it to its end, and give its final checkpoint."""
-    chance = random.Random(seed)
+    """Kill a run as specified by ``kind``, resume it to its end, and return its final checkpoint."""
+    rng = random.Random(seed)
     hit = False
-    while not hit:  # a run may have ended before, or a checkpoint have been written already
+    while not hit:  # the run may end, or the checkpoint be complete, before the kill
         shutil.rmtree(folder, ignore_errors=True)
         begin = time.time()
-        hit = KILLS[kind](Run(schedule, folder), schedule, seconds, chance)
+        hit = KILLS[kind](Run(schedule, folder), schedule, seconds, rng)
         seconds = min(seconds, time.time() - begin)
     Run(schedule, folder, "--resume").finish()
     return load_final(folder)
@@ -132,12 +133,12 @@ def kill_and_resume(kind: str, seed: int, schedule: Schedule, folder: Path, seco
 
 def load_final(folder: Path) -> dict:
     final = torch.load(folder / "model_final.pth", weights_only=True)
-    del final["trainer"]["hooks"]["ExactResume"]["config"]  # which names the folder
+    del final["trainer"]["hooks"]["ExactResume"]["config"]  # it contains the output folder
     return final
 
 
 def differences(a, b, name: str = "") -> list[str]:
-    """Names of what is not the same in two nested checkpoints."""
+    """Names of the entries that differ between two nested checkpoints."""
     if type(a) is not type(b):
         return [name]
     if isinstance(a, torch.Tensor):
@@ -154,7 +155,7 @@ def differences(a, b, name: str = "") -> list[str]:
 def check(
     kinds: list[str], schedule: Schedule, output: Path, parallel: int = 1
 ) -> list[tuple[str, list[str]]]:
-    """For each kill its kind, and what differs from the uninterrupted run."""
+    """For each kill, its kind and the differences from the uninterrupted run."""
     begin = time.time()
     Run(schedule, output / "uninterrupted").finish()
     seconds = time.time() - begin
@@ -162,11 +163,11 @@ def check(
 
     def one(number: int) -> tuple[str, list[str]]:
         folder, kind = output / f"kill_{number}", kinds[number]
-        found = differences(expected, kill_and_resume(kind, number, schedule, folder, seconds))
-        print(f"kill {number}, {kind}: {'the same' if not found else found[:5]}", flush=True)
-        if not found:
+        differing = differences(expected, kill_and_resume(kind, number, schedule, folder, seconds))
+        print(f"kill {number}, {kind}: {'identical' if not differing else differing[:5]}", flush=True)
+        if not differing:
             shutil.rmtree(folder)
-        return kind, found
+        return kind, differing
 
     with ThreadPoolExecutor(parallel) as pool:
         return list(pool.map(one, range(len(kinds))))
@@ -185,14 +186,14 @@ def main() -> None:
     kinds += [AT_ANY_TIME] * (args.kills - len(kinds))
     results = check(kinds, Schedule(), args.output, args.parallel)
     killed = Counter(kind for kind, _ in results)
-    same = Counter(kind for kind, found in results if not found)
+    same = Counter(kind for kind, differing in results if not differing)
     for kind in killed:
-        print(f"{kind}: {same[kind]} of {killed[kind]} resumed runs end the same, bit for bit")
+        print(f"{kind}: {same[kind]} of {killed[kind]} resumed runs are identical, bit for bit")
     sys.exit(sum(same.values()) < len(results))
 
 
 def train_and_report() -> None:
-    """The training command, which also reports each iteration that it begins."""
+    """The training command, which also reports the start of each iteration."""
     from detectron2.engine import HookBase
 
     from pwlu_det.engine.trainer import Trainer

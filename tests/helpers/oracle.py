@@ -1,8 +1,8 @@
-"""PWLU in NumPy float64 as Zhou et al. 2021 write it: equations 1-4, Table 1, equations 5 and 6.
+"""PWLU in NumPy float64, as written in Zhou et al. 2021: equations 1-4, Table 1, equations 5 and 6.
 
-It takes the paper's road and not the package's: a derivative for each element, then the chain rule. The
-paper treats one function; here there are P of them, and ``x`` is the ``[P, n]`` of what each one is applied
-to (:func:`per_function` makes it). ``Y_P`` is ``[P, N+1]``, the other parameters are ``[P]``.
+It follows the paper and not the package: the derivatives of each element, then the chain rule. The paper
+describes one function; here there are P functions, and ``x`` is ``[P, n]``, with the inputs of one function
+per row (see :func:`per_function`). ``Y_P`` is ``[P, N+1]``, the other parameters are ``[P]``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 MIN_WIDTH = 1e-4
-"""Not in the paper: bounds that are closer, or have crossed, count as this far apart."""
+"""Not in the paper: bounds that are closer than this, or have crossed, are treated as this far apart."""
 
 
 class Derivatives(NamedTuple):
-    """A column of Table 1 each: ``[P, n]``, and ``[P, N+1, n]`` for ``Y_P``."""
+    """The columns of Table 1: ``[P, n]``, except that ``Y_P`` is ``[P, N+1, n]``."""
 
     x: np.ndarray
     Y_P: np.ndarray
@@ -49,7 +49,7 @@ def forward(x, Y_P, B_L, B_R, K_L, K_R) -> np.ndarray:
 
 
 def table_1(x, Y_P, B_L, B_R, K_L, K_R) -> Derivatives:
-    """Table 1, row by row: the derivatives of each output by its own input and by the parameters."""
+    """Table 1, row by row: the derivatives of each output with respect to its input and the parameters."""
     B_L, B_R, K_L, K_R = _columns(B_L, B_R, K_L, K_R)
     idx, d, B_idx, K_idx, x_inside = _interval(x, Y_P, B_L, B_R)
     left, right = x < B_L, x >= B_R
@@ -77,7 +77,7 @@ def table_1(x, Y_P, B_L, B_R, K_L, K_R) -> Derivatives:
 
 
 def running(batches: list[np.ndarray], num_functions: int, momentum: float = 0.9) -> tuple:
-    """Equation 5 over ``[B, C, *]`` batches, the first of which gives the starting values."""
+    """Equation 5 over ``[B, C, *]`` batches; the first one gives the initial values."""
     mu = sigma = None
     for batch in batches:
         x = per_function(batch, num_functions)
@@ -104,17 +104,17 @@ def realigned(mu: np.ndarray, sigma: np.ndarray, N: int, num_sigma: float = 3) -
 
 
 def _columns(B_L, B_R, K_L, K_R):
-    """``[P, 1]`` of each, with the bounds at least ``MIN_WIDTH`` apart."""
+    """Each parameter as ``[P, 1]``, with the bounds at least ``MIN_WIDTH`` apart."""
     B_R = np.maximum(B_R, B_L + MIN_WIDTH)
     return B_L[:, None], B_R[:, None], K_L[:, None], K_R[:, None]
 
 
 def _interval(x, Y_P, B_L, B_R):
-    """Equations 2-4, and ``x`` itself; where ``x`` is outside all are those of ``B_L``, and not used."""
+    """Equations 2-4 and ``x``; outside the bounds, the values are those at ``B_L`` and are not used."""
     N = Y_P.shape[1] - 1
     x = np.where((x >= B_L) & (x < B_R), x, B_L)
     d = (B_R - B_L) / N
-    # x < B_R is in the last interval, though the quotient may round up to N.
+    # The quotient may round up to N, but x < B_R is in the last interval.
     idx = np.minimum(np.floor((x - B_L) / d).astype(int), N - 1)
     B_idx = B_L + idx * d
     K_idx = (np.take_along_axis(Y_P, idx + 1, 1) - np.take_along_axis(Y_P, idx, 1)) / d
@@ -122,16 +122,16 @@ def _interval(x, Y_P, B_L, B_R):
 
 
 def _line(x, B, K, Y):
-    """The line outside the bounds; level where the slope is 0, however far out ``x`` is."""
+    """The line outside the bounds; constant if the slope is 0, however large ``x`` is."""
     return np.where(K == 0, Y, (np.where(K == 0, B, x) - B) * K + Y)
 
 
 class WideFunction:
-    """Equation 1 and Table 1 for one function and numbers of any size, in extended precision.
+    """Equation 1 and Table 1 for one function and numbers of any magnitude, in extended precision.
 
-    ``np.longdouble`` has range and digits enough for whatever float64 parameters give. Bins are numbered
-    -1 ... N (section 4.3). Methods take the bin of each element, so that they can be asked about neighbouring
-    ones as well; ``Y_P`` is ``[N+1]``, ``x``, ``g`` and ``k`` are ``[n]``.
+    ``np.longdouble`` has enough range and precision for all results of float64 parameters. Bins are numbered
+    from -1 to N (section 4.3). Methods take the bin of each element, so that they can also be evaluated in
+    neighboring bins. ``Y_P`` is ``[N+1]``; ``x``, ``g`` and ``k`` are ``[n]``.
     """
 
     def __init__(self, Y_P, B_L, B_R, K_L, K_R):
@@ -148,23 +148,23 @@ class WideFunction:
         return np.select([x < self.B_L, self._from_right(x) >= 0], [-1, self.N], k).astype(int)
 
     def outputs(self, x, k):
-        """Level where the slope is 0, however far out ``x`` is."""
+        """The output of each element; constant in bins of slope 0, however large ``x`` is."""
         length = np.where(self._inside(k), self.width / self.N, 1)
         K = self.K[k + 1]
         return self.Y_start[k + 1] + np.where(K == 0, 0, K * length * np.where(K == 0, 0, self.along(x, k)))
 
     def along(self, x, k):
-        """t across the interval; the distance from the bound outside."""
+        """Relative position t within the interval; outside the bounds, the distance from the bound."""
         t = (x - self.B_L) * self.N / self.width - k
         return np.select([k < 0, k == self.N], [x - self.B_L, self._from_right(x)], t)
 
     def gradients(self, g, x, k):
-        """What each element adds to the gradients: ``[n, N+5]``, of Y_P, B_L, B_R, K_L and K_R."""
+        """Contribution of each element to the gradients of Y_P, B_L, B_R, K_L and K_R: ``[n, N+5]``."""
         t, N = self.along(x, k), self.N
         return self._rows(g, k, 1 - t, t, (k + t - N) / N, -(k + t) / N, t)
 
     def scales(self, g, x, k):
-        """How large the numbers are that each element's gradients are made of: those, with t as 1."""
+        """Magnitude of the terms of each element's gradients: the same expressions, with t set to 1."""
         N = self.N
         return np.abs(self._rows(g, k, 1, 1, (k - N) / N, (k + 1) / N, self.along(x, k)))
 
@@ -180,7 +180,7 @@ class WideFunction:
         return rows
 
     def _from_right(self, x):
-        """From B_L + ``MIN_WIDTH`` where that is further right, which as a sum might round to B_L."""
+        """Distance from max(B_R, B_L + ``MIN_WIDTH``), without that sum, which could round to B_L."""
         return np.minimum(x - self.B_R, (x - self.B_L) - MIN_WIDTH)
 
     def _inside(self, k):

@@ -1,7 +1,7 @@
-"""The activations in NumPy, as their papers' equations have them, and gradients by numerical differentiation.
+"""The activations in NumPy, as in the equations of their papers, and gradients by numerical differentiation.
 
-``x`` is ``[B, C, *]``, parameters have the shapes that the package gives them. Everything is in extended
-precision, so that differences of values close together keep more digits than float64 has.
+``x`` is ``[B, C, *]``, and parameters have the same shapes as in the package. Everything is in extended
+precision, so that differences of nearby values keep more digits than in float64.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 STEP = 1e-6
-"""Of the central differences, whose error is then about 1e-12 times the third derivative."""
+"""Step of the central differences, whose error is about 1e-12 times the third derivative."""
 
 
 def sigmoid(z):
@@ -27,7 +27,7 @@ def leaky_relu(x):
 
 
 def rrelu(x):
-    """In evaluation: the mean of U(1/8, 1/3)."""
+    """In evaluation mode: the slope is the mean of U(1/8, 1/3)."""
     return np.where(x < 0, (1 / 8 + 1 / 3) / 2 * x, x)
 
 
@@ -52,7 +52,7 @@ def prelu(x, slope):
 
 
 def acon_b(x, p, beta):
-    """Ma et al. 2021, equation 2 with eta_a = x and eta_b = px, before it is simplified."""
+    """Ma et al. 2021, equation 2 with eta_a = x and eta_b = px, before simplification."""
     return smooth_maximum(x, column(p, x) * x, column(beta, x))
 
 
@@ -70,7 +70,7 @@ def meta_acon_pixel(x, p1, p2):
 
 
 def smooth_maximum(a, b, beta):
-    """Equation 1 for two values; shifted by the larger, which cancels, so that nothing overflows."""
+    """Equation 1 for two values; exponents are shifted by the larger one, so that nothing overflows."""
     top = np.maximum(beta * a, beta * b)
     weight_a, weight_b = np.exp(beta * a - top), np.exp(beta * b - top)
     return (a * weight_a + b * weight_b) / (weight_a + weight_b)
@@ -84,7 +84,7 @@ def apl(x, slopes, offsets):
 
 
 def pau(x, numerator, denominator):
-    """Molina et al. 2020, equation 2, with one row of coefficients for each channel, or one for all."""
+    """Molina et al. 2020, equation 2, with one row of coefficients per channel, or one for all channels."""
     p = sum(column(numerator[:, j], x) * x**j for j in range(6))
     q = 1 + sum(np.abs(column(denominator[:, k - 1], x) * x**k) for k in range(1, 5))
     return p / q
@@ -105,7 +105,7 @@ def slaf(x, coefficients):
 
 
 def frelu(x, weight, bias, norm_weight, norm_bias, mean=None, var=None, eps=1e-5):
-    """Ma et al. 2020: max(x, BN(DWConv(x))); without ``mean`` and ``var`` those of the batch."""
+    """Ma et al. 2020: max(x, BN(DWConv(x))); by default with ``mean`` and ``var`` of the batch."""
     conv = depthwise(x, weight, bias)
     if mean is None:
         mean, var = conv.mean((0, 2, 3)), conv.var((0, 2, 3))
@@ -114,7 +114,7 @@ def frelu(x, weight, bias, norm_weight, norm_bias, mean=None, var=None, eps=1e-5
 
 
 def depthwise(x, weight, bias):
-    """3x3 convolution of each channel by itself, padding 1: ``[B, C, H, W]`` and ``[C, 1, 3, 3]``."""
+    """Depthwise 3x3 convolution with padding 1: ``[B, C, H, W]`` and ``[C, 1, 3, 3]``."""
     height, width = x.shape[2:]
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     y = np.zeros_like(x) + column(bias, x)
@@ -125,7 +125,7 @@ def depthwise(x, weight, bias):
 
 
 def depthwise_gradients(grad_x, grad_conv, x, weight):
-    """Gradients of x, weight and bias, from x's own share and that of the convolution's output."""
+    """Gradients of x, weight and bias, given the direct gradient of x and that of the convolution output."""
     by_x = grad_x + depthwise(grad_conv, weight[:, :, ::-1, ::-1], np.zeros(len(weight)))
     height, width = x.shape[2:]
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -138,7 +138,7 @@ def depthwise_gradients(grad_x, grad_conv, x, weight):
 
 
 def gradients(function: Callable, arrays: list[np.ndarray], grad: np.ndarray) -> list[np.ndarray]:
-    """The gradient of ``sum(grad * function(*arrays))`` by each array, by central differences."""
+    """Gradients of ``sum(grad * function(*arrays))`` with respect to each array, by central differences."""
     arrays = [wide(array).copy() for array in arrays]
     results = [np.zeros(array.shape) for array in arrays]
     for array, result in zip(arrays, results):
@@ -158,10 +158,10 @@ def wide(array) -> np.ndarray:
 
 
 def column(values, x):
-    """``[C]`` (or ``[1]``) so that it broadcasts against ``[B, C, *]``."""
+    """Reshape ``[C]`` or ``[1]`` to broadcast against ``[B, C, *]``."""
     return np.reshape(values, (-1, *[1] * (x.ndim - 2)))
 
 
 def sample(values, x):
-    """``[B]`` so that it broadcasts against ``[B, C, *]``."""
+    """Reshape ``[B]`` to broadcast against ``[B, C, *]``."""
     return np.reshape(values, (-1, *[1] * (x.ndim - 1)))

@@ -1,4 +1,4 @@
-"""Runs of the quickstart that take seconds, with the switch of phases at iteration 4 of 8."""
+"""Short runs of the quickstart: 8 iterations, with the switch to phase II at iteration 4."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ def make_cfg(folder, *options, detector="retinanet", activation="pwlu"):
 
 
 def cut(whole, folder, iteration):
-    """A run of which nothing but the checkpoint behind an iteration is left."""
+    """A copy of a run with only the checkpoint written after ``iteration``."""
     folder.mkdir()
     shutil.copy(whole / f"model_{iteration:07d}.pth", folder)
     (folder / "last_checkpoint").write_text(f"model_{iteration:07d}.pth")

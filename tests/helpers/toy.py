@@ -12,14 +12,14 @@ BATCH = 8
 
 
 def images(iteration: int, rank: int = 0, num_ranks: int = 1) -> torch.Tensor:
-    """The batch of an iteration, or one rank's part of it; shifted, so that bounds are not symmetric."""
+    """The batch of an iteration, or the part of one rank; shifted, so that bounds are not symmetric."""
     generator = torch.Generator().manual_seed(100 + iteration)
     batch = torch.randn(BATCH, 3, 5, 4, generator=generator) * 2 + 0.7
     return batch.chunk(num_ranks)[rank]
 
 
 class Batches:
-    """The batches from ``start`` on."""
+    """The batches from iteration ``start`` on."""
 
     def __init__(self, start: int = 0, rank: int = 0, num_ranks: int = 1):
         self.start, self.rank, self.num_ranks = start, rank, num_ranks
@@ -30,7 +30,7 @@ class Batches:
 
 
 class Toy(nn.Module):
-    """A convolution, two activations and a squared loss; keeps what its first activation is fed."""
+    """Two convolutions, two activations and a squared loss; records the inputs of its first activation."""
 
     def __init__(self, collecting: bool = True, **options):
         super().__init__()
@@ -63,7 +63,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 def train(
     model, phase1_iters, max_iter, start=0, optimizer=None, hooks_before=(), hooks_after=(), loader=None
 ):
-    """Train with the hook under test among others, and return the trainer."""
+    """Train with the hook under test and the given hooks, and return the trainer."""
     trainer = SimpleTrainer(model, loader or Batches(start), optimizer or sgd(model))
     trainer.register_hooks([*hooks_before, TwoPhaseHook(phase1_iters), *hooks_after])
     trainer.train(start, max_iter)

@@ -2,8 +2,8 @@
 
 Every rank saves its state after each iteration, as rank<rank>_<iteration>.pth in OUTPUT_DIR.
 
-Only for such a loss, and without batch norm, do several processes compute what one does with the global
-batch: RetinaNet divides by each process's own number of anchors, Mask R-CNN samples its proposals.
+Several processes compute the same as one process with the global batch only for such a loss and without batch
+norm: RetinaNet divides by the number of anchors in each process, and Mask R-CNN samples its proposals.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from pwlu_det.engine.trainer import Trainer
 
 @META_ARCH_REGISTRY.register()
 class Averaged(nn.Module):
-    """From each image's features, by a line, the number of its objects."""
+    """Predicts the number of objects in an image from its features by linear regression."""
 
     def __init__(self, cfg):
         super().__init__()
         self.backbone = build_backbone(cfg)
-        self.line = nn.Linear(cfg.MODEL.FPN.OUT_CHANNELS, 1)
+        self.linear = nn.Linear(cfg.MODEL.FPN.OUT_CHANNELS, 1)
 
     def forward(self, inputs):
         images = ImageList.from_tensors([(x["image"] - 82.0) / 54.0 for x in inputs], 32).tensor
         pooled = sum(level.mean((2, 3)) for level in self.backbone(images).values())
         counts = torch.tensor([float(len(x["instances"])) for x in inputs])
-        return {"loss": F.mse_loss(self.line(pooled)[:, 0], counts)}
+        return {"loss": F.mse_loss(self.linear(pooled)[:, 0], counts)}
 
 
 class Record(HookBase):
@@ -54,7 +54,7 @@ Trainer.build_hooks = build_hooks
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-    from train_net import invoke_main  # not run as __main__, which is what the processes start from
+    from train_net import invoke_main  # not run as __main__: the processes must import this file as such
 
     sys.argv += ["MODEL.META_ARCHITECTURE", "Averaged", "MODEL.RESNETS.NORM", "GN", "MODEL.FPN.NORM", "GN"]
     sys.argv += ["SOLVER.BASE_LR", "0.001"]

@@ -14,7 +14,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def make_site(shape, n, functions, dtype=torch.float32, device="cuda"):
-    """Knots that float32 holds, x on a fine grid: bins are beyond doubt."""
+    """Knots that float32 represents exactly, and x on a fine grid, so that the bins are unambiguous."""
     torch.manual_seed(0)
     interval = 4 / 2 ** (n.bit_length() - 1)
     left = torch.randint(-8, 5, (functions,)) / 2.0
@@ -98,7 +98,7 @@ def test_a_second_device_is_used():
 
 
 def test_a_graph_captures_it():
-    """Nothing may wait for the GPU."""
+    """No op may synchronize with the GPU."""
     x, parameters = make_site((2, 3, 31, 33), 16, 3)
     arguments = [t.detach() for t in (x, *parameters)]
     expected = torch.ops.pwlu_det.pwlu_backward(arguments[0], *arguments, (True, True))

@@ -19,7 +19,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}
 
 
 def make_site(case, shape, dtype=torch.float32):
-    """x away from zero, and thresholds and offsets between its values, where slopes change."""
+    """x away from zero, and thresholds and offsets, where slopes change, between the values of x."""
     torch.manual_seed(0)
     (name, *layer_wise), size = case[0].split(","), case[1]
     sizes = {"C": shape[1], "P": 1 if layer_wise else shape[1], "S": size}
@@ -101,7 +101,7 @@ def test_gradients_are_the_same_bit_for_bit_from_run_to_run(case):
 
 @every_case
 def test_a_graph_captures_it(case):
-    """Nothing may wait for the GPU."""
+    """No op may synchronize with the GPU."""
     op, x, parameters = make_site(case, (2, 3, 31, 33))
     backward = getattr(torch.ops.pwlu_det, f"{op.__name__}_backward")
     arguments = [t.detach() for t in (x, *parameters)]
@@ -115,7 +115,7 @@ def test_a_graph_captures_it(case):
 
 
 def test_the_gpu_s_sigmoid():
-    """Within 4 units of the last place, and 0 where it would not be a normal number."""
+    """Within 4 units in the last place, and 0 if the result would not be a normal number."""
     x = torch.linspace(-100, 100, 200001).view(1, 1, -1)
     exact = (x.double() * x.double().sigmoid())[x > -87]
     y = ops.swish(x.cuda(), torch.ones(1, device="cuda")).cpu()

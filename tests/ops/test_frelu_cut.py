@@ -1,4 +1,4 @@
-"""Funnel ReLU's ops that are cut where statistics are pooled, each by itself and in a row."""
+"""The ops that Funnel ReLU is split into where statistics are pooled, alone and in sequence."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_of_nothing_statistics_and_sums_are_zeros(op):
 
 
 def test_given_means_are_what_the_gradient_takes():
-    """Not those of this process's own batch."""
+    """They must not be replaced by the means of this process's batch."""
     case = make_case((2, 3, 6, 5))
     before = run_op(case, BACKWARD, "cpu")[0]
     case.parameters[-1][1] += 1

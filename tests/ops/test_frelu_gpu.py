@@ -1,4 +1,4 @@
-"""Funnel ReLU's CUDA kernels on a GPU; ``test_frelu_cut.py`` has each of them against its equation."""
+"""Funnel ReLU's CUDA kernels on a GPU; ``test_frelu_cut.py`` tests each of them against its equation."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def make_case(shape, dtype=torch.float32, channels_last=False):
 
 
 def run(x, grad, parameters, training):
-    """Output, and all gradients."""
+    """The output and all gradients."""
     y = frelu(x, *parameters, EPS)[0] if training else frelu_inference(x, *parameters[:2])
     return [y, *torch.autograd.grad(y, (x, *parameters[: 4 if training else 2]), grad)]
 
@@ -69,7 +69,7 @@ def test_a_misaligned_view_and_strides_without_a_format(training):
 
 
 def test_a_graph_captures_it():
-    """Nothing may wait for the GPU."""
+    """No op may synchronize with the GPU."""
     x, grad, parameters = make_case((2, 3, 31, 33))
     x, parameters = x.detach(), [p.detach() for p in parameters]
 

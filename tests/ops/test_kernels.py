@@ -1,4 +1,4 @@
-"""The compiled kernels: each passes the op's tests, and agrees with plain torch where those do not reach."""
+"""The compiled kernels pass the ops' tests, and agree with plain torch in cases that those do not cover."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def test_kernels_are_built_where_there_is_a_compiler():
     assert kernels.FALLBACK_REASON in ("", "PWLU_DET_CPU_KERNELS is none")
 
 
-# The session's own run has tested the best that the processor has.
+# The present test session itself tests the best kernels that the processor supports.
 @built
 @pytest.mark.parametrize("lesser", [k for k in ("avx2", "baseline", "none") if k != kernels_in_use()])
 def test_the_op_s_tests_pass_with_lesser_kernels(lesser):
@@ -94,12 +94,12 @@ def make_case(shape, num_functions, num_intervals, dtype, channels_last=False, s
 
 
 def assert_agree(x, grad, parameters):
-    """Up to rounding, and up to the few x so near a knot that they round to its other side."""
+    """Equal up to rounding, except for a few x so close to a knot that they round to its other side."""
     points = parameters[0]
     num_intervals = points.shape[1] - 1
     compute = points.dtype
     unit = torch.finfo(compute).eps
-    # u is known to some N units, and a bin's rise is up to twice the largest point.
+    # u has an error of about N units, and the rise in a bin is up to twice the largest point.
     scale = points.abs().max().double() * (8 + 4 * num_intervals)
     y, expected = torch.ops.pwlu_det.pwlu(x, *parameters), reference.pwlu(x, *parameters)
     assert y.stride() == x.stride()

@@ -28,7 +28,7 @@ def op_of(case):
 
 
 def make_parameters(case, dtype=torch.float32):
-    """Of another value for each channel and coefficient; thresholds of SReLU in their order."""
+    """Different values for each channel and coefficient, with the thresholds of SReLU in order."""
     sizes = {"C": 3, "P": 1 if "layer-wise" in case else 3, "S": 2}
     parameters = []
     for label, dims in TABLE[case.split(",")[0]].items():
@@ -39,7 +39,7 @@ def make_parameters(case, dtype=torch.float32):
 
 
 def make_input(shape, dtype=torch.float32):
-    """Between -4 and 4, and no two values and no hinge closer to each other than the numerical step."""
+    """Values in [-4, 4], no closer to each other or to a hinge than the step of the numerical derivative."""
     return (torch.randn(shape) * 1.5).clamp(-4, 4).to(dtype)
 
 
@@ -48,7 +48,7 @@ def as_numpy(tensor):
 
 
 def check(case, x, parameters):
-    """Hold output and gradients against the oracle; returns them."""
+    """Compare the output and gradients with the oracle, and return them."""
     op, function = op_of(case), ORACLES[case]
     x = x.detach().requires_grad_()
     y = op(x, *parameters)
@@ -56,7 +56,7 @@ def check(case, x, parameters):
     grad = torch.randn(x.shape).to(x.dtype)
     grads = torch.autograd.grad(y, (x, *parameters), grad)
     arrays = [as_numpy(t) for t in (x, *parameters)]
-    # A few roundings in float32 (float64); then the dtype of x rounds once.
+    # A few rounding errors in float32 (float64), then one in the dtype of x.
     unit = 40 * torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
     rounding = unit + torch.finfo(x.dtype).eps
     expected = function(*arrays)
@@ -67,7 +67,7 @@ def check(case, x, parameters):
         grads, oracle.gradients(function, arrays, as_numpy(grad)), (x, *parameters)
     ):
         assert (actual.shape, actual.dtype) == (source.shape, source.dtype)
-        scale = np.abs(wanted).max(initial=0) + 10  # parameters' gradients are sums that may cancel
+        scale = np.abs(wanted).max(initial=0) + 10  # gradients of parameters are sums that may cancel
         tolerance = (rounding if source is x else unit + torch.finfo(source.dtype).eps, unit * scale + 1e-9)
         np.testing.assert_allclose(as_numpy(actual), wanted, *tolerance)
     return y, grads
@@ -174,7 +174,7 @@ def test_large_values_overflow_only_where_the_exact_result_does(case):
 
 @st.composite
 def sites(draw):
-    """An op, parameters and an input of very different sizes, in float64: powers of two, and zeros."""
+    """An op, parameters and an input in float64, of very different sizes: powers of two, and zeros."""
     case = draw(st.sampled_from(sorted(ORACLES)))
     size = st.builds(lambda e, sign: sign * 2.0**e, st.integers(-20, 3), st.sampled_from([-1, 1]))
     parameters = [p.detach().double() for p in make_parameters(case)]
@@ -187,7 +187,7 @@ def sites(draw):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(sites())
 def test_any_parameters_and_input(site):
-    """Zeros, thresholds that crossed, signs: within rounding of the largest term."""
+    """Zeros, crossed thresholds and any signs: equal up to rounding of the largest term."""
     case, x, parameters = site
     y = op_of(case)(x, *parameters)
     arrays = [as_numpy(t) for t in (x, *parameters)]
@@ -197,7 +197,7 @@ def test_any_parameters_and_input(site):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_pau_beyond_what_powers_of_x_can_hold(dtype):
-    """float16 ends at 65,504, x^5 at x = 10 would pass that; Q may hold low powers only."""
+    """float16 ends at 65,504, which x^5 would exceed at x = 10; Q may have only low powers."""
     numerator = torch.tensor([[0.5, 1, 0.5, 0.25, 0.5, 0.125], [0, 1, 0, 0, 0, 0.0], [0, 0, 0, 1, 0, 0.0]])
     denominator = torch.tensor([[1, 1, 0.5, 0.25], [0, 0, 0, 0.0], [0, 1, 0, 0.0]])
     x = torch.tensor([-6e4, -3e3, -300, -10, -1, 0, 1, 10, 300, 3e3, 6e4])[:, None].repeat(1, 3).to(dtype)
@@ -234,7 +234,7 @@ def test_swish_is_flat_far_to_the_left():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_every_number_of_16_bits_is_rounded_once(dtype):
-    """Halves of a unit among them, which go to the even neighbour, subnormal numbers, infinities and NaN."""
+    """They include ties, which round to even, subnormal numbers, infinities and NaN."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)[None, None]
     for slope in (1.5, 0.75, 1.0):
         slope = torch.full((1,), slope)
@@ -286,11 +286,11 @@ def test_pau_takes_one_function_or_one_for_each_channel(numerator, denominator):
         ops.pau(torch.zeros(4, 3), torch.zeros(numerator), torch.zeros(denominator))
 
 
-# --- randomised PAU -----------------------------------------------------------------------------
+# --- randomized PAU -----------------------------------------------------------------------------
 
 
 def drawn_coefficients(parameter, x, seed, alpha, skip=0):
-    """The numbers that the op draws: for each coefficient in turn one for each element."""
+    """The numbers that the op draws: for each coefficient in turn, one per element."""
     generator = torch.Generator().manual_seed(int(seed))
     for _ in range(skip):
         torch.rand(x.shape, generator=generator, dtype=x.dtype)
@@ -309,7 +309,7 @@ def test_rpau_is_pau_at_drawn_coefficients_and_so_are_its_gradients():
     a = drawn_coefficients(numerator, x, seed, alpha)
     b = drawn_coefficients(denominator, x, seed, alpha, skip=6)
     assert all(np.ptp(c / oracle.column(v, x)) > 0.3 for c, v in zip(a, as_numpy(numerator).T))
-    # Element by element: 2 * 3 * 4 * 3 "channels" of one value each.
+    # Each element is a "channel": there are 2 * 3 * 4 * 3 of one value each.
     flat = [
         as_numpy(x).reshape(1, -1),
         np.stack([c.ravel() for c in a], 1),

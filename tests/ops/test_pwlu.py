@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pwlu_cases import NAMES, as_numpy, assert_near, check, make_input, make_parameters
 
 from pwlu_det.ops import pwlu, pwlu_phase1
 
-NAMES = ("x", "points", "left_bound", "right_bound", "left_slope", "right_slope")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MASKS = ((True, True), (True, False), (False, True))
 SHAPES = ((8, 3), (4, 3, 9), (2, 3, 5, 3), (2, 3, 2, 3, 5))
@@ -19,65 +19,6 @@ quick = settings(max_examples=30, deadline=None, derandomize=True)
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-def make_parameters(num_functions, n, dtype=torch.float32):
-    """Random points and slopes; bounds whose knots are exact in float32: the intervals are powers of two."""
-    interval = 4 / 2 ** (n.bit_length() - 1)
-    left_bound = torch.tensor([-2.0, 0.5, -5.0])[:num_functions]
-    points, slopes = torch.randn(num_functions, n + 1), torch.randn(2, num_functions)
-    parameters = points, left_bound, left_bound + n * interval, *slopes
-    return [p.to(dtype).requires_grad_() for p in parameters]
-
-
-def make_input(shape, parameters, dtype=torch.float32):
-    """Values inside and outside; every other one is a knot of its channel or lies on the grid beyond."""
-    points, left, right = (as_numpy(p) for p in parameters[:3])
-    n = points.shape[1] - 1
-    u = np.random.default_rng(0).uniform(-0.5, 1.5, (len(left), np.prod(shape, dtype=int) // len(left))) * n
-    u[:, ::2] = np.round(u[:, ::2])
-    u[:, :1], u[:, 2:3] = 0, n  # the bounds themselves
-    x = oracle.from_function(left[:, None] + u * (right - left)[:, None] / n, shape)
-    return torch.from_numpy(np.ascontiguousarray(x)).to(dtype)
-
-
-def as_numpy(tensor):
-    return tensor.detach().double().numpy()
-
-
-def assert_near(actual, expected, unit, scale, name):
-    difference = np.abs(as_numpy(actual) - expected)
-    assert np.all(difference <= unit * scale), f"{name}: off by up to {difference.max():.3g}, {unit=:.3g}"
-
-
-def check(x, parameters, grad=None):
-    """Hold the output and all six gradients against the oracle; returns the output."""
-    x = x.detach().requires_grad_()
-    y = pwlu(x, *parameters)
-    assert (y.shape, y.dtype, y.stride()) == (x.shape, x.dtype, torch.empty_like(x).stride())
-    grad = torch.randn(x.shape).to(x.dtype) if grad is None else grad
-    grads = torch.autograd.grad(y, (x, *parameters), grad)
-    for name, actual, source in zip(NAMES, grads, (x, *parameters)):
-        assert (actual.shape, actual.dtype) == (source.shape, source.dtype), name
-
-    arrays = points, *_ = [as_numpy(p) for p in parameters]
-    elements, g = (oracle.per_function(as_numpy(t), len(points)) for t in (x, grad))
-    expected = oracle.from_function(oracle.forward(elements, *arrays), x.shape)
-    rows = oracle.table_1(elements, *arrays)
-    # u = (x - B_L)/d goes up to N, so arithmetic in the parameters' dtype knows t to N units of rounding;
-    # sums and the like add some more. Then x's own dtype rounds once.
-    unit = (64 + 2 * points.shape[1]) * torch.finfo(parameters[0].dtype).eps
-    rounded = unit + torch.finfo(x.dtype).eps
-    assert_near(y, expected, rounded, np.abs(points).max() + np.abs(expected), "y")
-    expected = oracle.from_function(rows.x * g, x.shape)
-    steepest = np.abs(rows.x).max(initial=0)
-    assert_near(grads[0], expected, rounded, steepest + np.abs(expected), "x")
-    for name, actual, row in zip(NAMES[1:], grads[1:], rows[1:]):
-        terms = row * (g[:, None] if name == "points" else g)
-        # Relative to the sum of magnitudes: the terms may cancel.
-        scale = np.abs(terms).sum(-1) + np.abs(g).sum() * (1 if name == "points" else steepest)
-        assert_near(actual, terms.sum(-1), unit, scale, name)
-    return y
 
 
 @channel_and_layer_wise
@@ -104,7 +45,7 @@ def test_a_knot_belongs_to_the_interval_on_its_right(n):
     y.sum().backward()
     interval = (right - left) / n
     torch.testing.assert_close(knots.grad[:, 0], torch.cat([points[0].diff() / interval, right_slope]))
-    # x = B_L lies inside (so K_L plays no part) and x = B_R outside.
+    # x = B_L is inside (so K_L has no effect) and x = B_R is outside.
     assert left_slope.grad == 0
     assert right_slope.grad == 0  # x - B_R
     assert torch.equal(points.grad, torch.ones_like(points))
@@ -112,7 +53,7 @@ def test_a_knot_belongs_to_the_interval_on_its_right(n):
 
 @pytest.mark.parametrize("n", [7, 49])
 def test_the_right_bound_is_outside_also_where_the_interval_is_not_exact(n):
-    """x >= B_R is the third case of equation 1; (B_R - B_L)/d may well round to below N."""
+    """x >= B_R is the third case of equation 1, but (B_R - B_L)/d may round to below N."""
     left = torch.rand(200) - 1
     right = left + torch.rand(200) + 0.5
     parameters = torch.zeros(200, n + 1), left, right, torch.full((200,), 5.0), torch.full((200,), 7.0)
@@ -171,7 +112,7 @@ def test_empty_input(shape, num_functions):
 
 
 def test_large_input_and_gradients_that_do_not_change_from_run_to_run():
-    # Half a million elements: more than one thread, block or part handles, so sums are joined.
+    # Half a million elements are more than one thread, block or part handles, so partial sums are combined.
     parameters = make_parameters(3, 4)
     x = make_input((5, 3, 180, 190), parameters)
     check(x, parameters)
@@ -188,7 +129,7 @@ def test_gradcheck(num_functions):
     parameters = make_parameters(num_functions, 4, torch.float64)
     x = make_input((2, 3, 8), parameters, torch.float64)
     interval = (parameters[2] - parameters[1]).detach() / 4
-    # Numerical differences are right only away from the knots.
+    # Numerical differences are correct only away from the knots.
     start = parameters[1].detach().view(-1, 1)
     u = ((x - start) / interval.view(-1, 1)).floor() + torch.rand(x.shape, dtype=x.dtype) * 0.6 + 0.2
     x = (start + u * interval.view(-1, 1)).requires_grad_()
@@ -199,7 +140,7 @@ def test_gradcheck(num_functions):
 
 @st.composite
 def sites(draw):
-    """Shapes, N, and bounds that may be narrow and far from zero."""
+    """Shapes, N, and bounds that may be close together and far from zero."""
     shape = (draw(st.integers(1, 4)), draw(st.integers(1, 5)), *draw(st.lists(st.integers(1, 6), max_size=3)))
     n = draw(st.integers(1, 64) | st.just(1024))
     num_functions = draw(st.sampled_from([1, shape[1]]))
@@ -218,7 +159,7 @@ def test_output_is_exact_wherever_the_bounds_are(site):
     arrays = [as_numpy(p) for p in parameters]
     elements = oracle.per_function(as_numpy(x), len(arrays[1]))
     expected = oracle.from_function(oracle.forward(elements, *arrays), x.shape)
-    # The local coordinate loses nothing: t is as exact as N units of float32 rounding allow (compare check).
+    # The local coordinate does not lose accuracy: t is exact up to N units of float32 (compare with check).
     unit = (64 + 2 * arrays[0].shape[1]) * torch.finfo(torch.float32).eps
     assert_near(pwlu(x, *parameters), expected, unit, np.abs(arrays[0]).max() + np.abs(expected), "y")
 
@@ -242,12 +183,12 @@ def test_finite_wherever_the_exact_value_is(dtype, n, width, center, slope):
     parameters = [p.requires_grad_() for p in (points, *ends)]
     y = pwlu(x, *parameters)
     arrays = [as_numpy(p) for p in parameters]
-    with np.errstate(over="ignore"):  # in float64 the exact value itself may not fit
+    with np.errstate(over="ignore"):  # in float64, the exact value itself may overflow
         expected = oracle.forward(as_numpy(x).T, *arrays).T
     fits = np.abs(expected) < info.max * (1 - info.eps)
     unit = (64 + 2 * n) * torch.finfo(points.dtype).eps + info.eps
     assert np.all(np.abs(as_numpy(y) - expected)[fits] <= unit * (3 + np.abs(expected[fits])))
-    # Small incoming gradients, so that none of the exact sums is out of range.
+    # The incoming gradients are small, so that none of the exact sums overflows.
     grads = torch.autograd.grad(y, (x, *parameters), torch.full_like(y, 2.0**-10))
     for name, grad in zip(NAMES, grads):
         assert grad.isfinite().all(), name
@@ -257,7 +198,7 @@ def test_finite_wherever_the_exact_value_is(dtype, n, width, center, slope):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_stays_in_its_place(dtype, level):
     parameters = make_parameters(3, 16, torch.promote_types(dtype, torch.float32))
-    if level:  # as in ReLU on the left; 0 * NaN must not be taken for 0
+    if level:  # like the left side of ReLU; 0 * NaN must not become 0
         parameters[3:] = torch.zeros(2, 3, dtype=parameters[0].dtype)
     clean = make_input((2, 3, 5), parameters, dtype)
     x = clean.clone()
@@ -347,7 +288,7 @@ def test_ops_obey_the_rules_of_torch_library(dtype):
 
 
 def bits(tensor):
-    """For comparing NaN and the sign of 0, which ``torch.equal`` does not see."""
+    """For comparing NaN and the sign of 0, which ``torch.equal`` cannot do."""
     return tensor.detach().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
@@ -365,7 +306,7 @@ def test_phase1_is_relu_bit_for_bit(dtype):
     y.backward(grad)
     expected.backward(grad)
     assert torch.equal(bits(x.grad), bits(stock.grad))
-    # Zeros and not None: a DDP parameter without a gradient would make the processes wait for ever.
+    # Zeros, not None: a DDP parameter without a gradient would make the processes wait forever.
     for name, parameter in zip(NAMES[1:], parameters):
         assert parameter.grad is not None and torch.equal(parameter.grad, torch.zeros_like(parameter)), name
 
@@ -374,7 +315,7 @@ def test_phase1_is_relu_bit_for_bit(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_phase1_takes_the_moments_of_its_input(shape, dtype, num_functions):
-    # The mean is far from zero, where a mean of squares would lose the variance.
+    # The mean is far from zero, so that a mean of squares would lose the variance.
     x = (torch.randn(shape) * 0.5 + 60).to(dtype).requires_grad_()
     wide = torch.promote_types(dtype, torch.float32)
     y, mean, deviation = pwlu_phase1(x, *make_parameters(num_functions, 16, wide))
@@ -382,7 +323,7 @@ def test_phase1_takes_the_moments_of_its_input(shape, dtype, num_functions):
     assert mean.dtype == deviation.dtype == wide
     elements = oracle.per_function(as_numpy(x), num_functions)
     expected = elements.mean(1)
-    # A hundred numbers of about 60 are summed in float32 (float64), whatever the dtype of x.
+    # A hundred numbers of about 60 are summed in float32 (float64), regardless of the dtype of x.
     unit = 8 * torch.finfo(wide).eps
     np.testing.assert_allclose(as_numpy(mean), expected, rtol=unit)
     squares = ((elements - expected[:, None]) ** 2).sum(1)

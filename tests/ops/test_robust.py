@@ -1,4 +1,4 @@
-"""How exact PWLU is, and that it stays so for numbers of any size: against extended precision."""
+"""The accuracy of PWLU, for numbers of any size, against a reference in extended precision."""
 
 from itertools import product
 
@@ -33,7 +33,7 @@ def as_array(tensor):
 
 
 def to_input(elements, shape, dtype, layout):
-    """``[P, n]`` to a tensor ``[B, C, H, W]``; what the dtype does not hold becomes its largest value."""
+    """``[P, n]`` to a tensor ``[B, C, H, W]``, clipped to the range of the dtype."""
     limit = torch.finfo(dtype).max
     x = torch.from_numpy(np.ascontiguousarray(oracle.from_function(elements, shape))).clamp(-limit, limit)
     memory_format = torch.channels_last if layout[0] == "channels_last" else torch.contiguous_format
@@ -45,7 +45,7 @@ def functions_of(parameters):
 
 
 def run(x, grad, parameters):
-    """Output, gradient of x, and those of the parameters ``[P, N+5]``."""
+    """The output, the gradient of x, and those of the parameters, ``[P, N+5]``."""
     inputs = [t.detach().requires_grad_() for t in (x, *parameters)]
     y = pwlu(*inputs)
     grad_x, grad_points, *others = torch.autograd.grad(y, inputs, grad)
@@ -53,11 +53,11 @@ def run(x, grad, parameters):
     return y.detach(), grad_x, torch.cat([grad_points, torch.stack(others, dim=1)], dim=1)
 
 
-# --- how exact ----------------------------------------------------------------------------------
+# --- accuracy -----------------------------------------------------------------------------------
 
 
 def ordinary_case(size, n, layout, seed, dtype=torch.float32):
-    """Parameters as in training, and x that lies clear of the knots, so that its bin is not in question."""
+    """Parameters as in training, and x away from the knots, so that its bin is unambiguous."""
     shape = (2, 5, size // 10, 1)
     rng = np.random.default_rng(seed)
     count = 5 if layout[1] == "channel-wise" else 1
@@ -75,7 +75,7 @@ def ordinary_case(size, n, layout, seed, dtype=torch.float32):
 @each_layout
 @pytest.mark.parametrize("n", [1, 16, 23, 64])
 def test_float32_output_is_within_two_units(n, layout):
-    """In units in the last place of the largest of y and the values at the two ends of its bin."""
+    """In units in the last place of the largest of y and the values at the two ends of the bin."""
     x, parameters = ordinary_case(40_000, n, layout, seed=n)
     functions = functions_of(parameters)
     y = oracle.per_function(as_array(pwlu(x, *parameters)), len(functions))
@@ -88,13 +88,13 @@ def test_float32_output_is_within_two_units(n, layout):
 
 
 def sum_in_parts(rows, *arrays):
-    """Sums over elements, without all of the ``[n, N+5]`` at once."""
+    """Sums over elements, without storing all of ``[n, N+5]`` at once."""
     size = 2**14
     return sum(rows(*(a[i : i + size] for a in arrays)).sum(0) for i in range(0, len(arrays[0]), size))
 
 
 def assert_gradients_are_exact(x, grad, parameters, unit):
-    """In either layout, and with the same bits again when they are run again."""
+    """Accurate in both layouts, and bit-identical if they are computed again."""
     functions = functions_of(parameters)
     elements, gs = (oracle.per_function(as_array(t), len(functions)) for t in (x, grad))
     arrays = [(g, xs, f.bins(xs)) for f, xs, g in zip(functions, elements, gs)]
@@ -109,11 +109,11 @@ def assert_gradients_are_exact(x, grad, parameters, unit):
 
 @each_wise
 def test_float32_parameter_gradients(wise):
-    """Within 1e-6 of the sum of the magnitudes of what each gradient itself is made of.
+    """Within 1e-6 of the sum of the magnitudes of the terms of each gradient.
 
-    For a point that is the sum of |g| over the elements of its two intervals (and beyond an outer bound), for
-    a bound that of |g K_k| with its weight between the bounds, for an outer slope that of |g (x - B)|; not
-    a sum over the whole channel.
+    For a point, this is the sum of |g| over the elements of its two intervals (and beyond an outer bound);
+    for a bound, the sum of |g K_k|, weighted between the bounds; for an outer slope, the sum of |g (x - B)|.
+    It is not a sum over the whole channel.
     """
     x, parameters = ordinary_case(500_000, 16, ("contiguous", wise), seed=1)
     assert_gradients_are_exact(x, torch.randn_like(x) + 0.1, parameters, 1e-6)
@@ -122,10 +122,10 @@ def test_float32_parameter_gradients(wise):
 @each_wise
 @pytest.mark.parametrize("bin", [3, 6], ids="bin {}".format)
 def test_float32_parameter_gradients_of_one_g_in_one_bin(bin, wise):
-    """The claim of the test above in the worst case: all is added up in one place.
+    """The bound of the test above in the worst case, where all terms are added to one sum.
 
-    With a constant g, as behind a mean, additions are rounded alike, by up to half a unit each: n of them
-    in float32 are off by up to n / 2**26. This g is the one that comes nearest to that.
+    With a constant g, as from a mean, the rounding errors of the additions have the same sign, each up to
+    half a unit: n additions in float32 have an error of up to n / 2**26. This g comes closest to that.
     """
     _, parameters = ordinary_case(10, 6, ("contiguous", wise), seed=2)
     functions = functions_of(parameters)
@@ -144,7 +144,7 @@ def draw_sizes(draw, limit, count):
 
 
 def elements_near(rng, size, left, right, n, dtype):
-    """Knots, their neighbours, the two bounds, what lies between and beyond, and the ends of the dtype."""
+    """Knots and adjacent numbers, the bounds, numbers between and beyond them, and the dtype's limits."""
     info = np.finfo(np.float32) if dtype != torch.float64 else np.finfo(np.float64)
     width = np.maximum(right - left, oracle.MIN_WIDTH)
     knots = left + rng.integers(-1, n + 2, size) / n * width
@@ -167,7 +167,7 @@ def elements_near(rng, size, left, right, n, dtype):
 
 @st.composite
 def extreme_cases(draw):
-    """x, the gradient of y and parameters, all finite; each function's sizes are its own."""
+    """x, the gradient of y, and parameters, all finite; the sizes are drawn for each function."""
     dtype = draw(st.sampled_from(DTYPES))
     layout = draw(st.sampled_from(LAYOUTS))
     shape = tuple(draw(st.integers(1, most)) for most in (2, 4, 6, 9))
@@ -178,7 +178,7 @@ def extreme_cases(draw):
     limit = float(torch.finfo(own).max) if own == torch.float32 else F64_LIMIT
 
     def signed(size, *more):
-        exact_size = draw(st.booleans())  # not less, as are the differences of alternating points
+        exact_size = draw(st.booleans())  # not smaller, like the differences of alternating points
         part = 1 if exact_size else rng.uniform(0, 1, (*more, count))
         return rng.choice([-1, 1], (*more, count)) * part * size
 
@@ -191,17 +191,18 @@ def extreme_cases(draw):
     left, right = map(as_array, parameters[1:3])
     elements = [elements_near(rng, np.prod(shape) // count, *ends, n, dtype) for ends in zip(left, right)]
     x = to_input(np.stack(elements), shape, dtype, layout)
-    # float64 has no room to add up the largest values in: hence its g, whose sums stay small.
+    # In float64, sums of the largest values overflow, so its g is such that the sums stay small.
     sizes = [2.0**-12] if dtype == torch.float64 else [2.0**-12, 1.0, torch.finfo(dtype).max / 8]
     g = rng.normal(size=(count, np.prod(shape) // count)) * draw(st.sampled_from(sizes))
     return x, to_input(g, shape, dtype, layout), parameters
 
 
 def check_function(f, x, g, dtype, own, y, grad_x, grads):
-    """Of one function, with x and g ``[n]``.
+    """Check one function, with x and g ``[n]``.
 
-    A knot is known to some units of the kernel's rounding, so for an x that is as near the line of the
-    neighbouring bin will do. Gradients are held to the sums of magnitudes as in the tests above.
+    A knot is accurate to a few units of the kernel's rounding, so for an x that close to a knot, the line of
+    the adjacent bin is also correct. Gradients are compared relative to sums of magnitudes, as in the tests
+    above.
     """
     eps, tiny = np.longdouble(torch.finfo(own).eps), np.longdouble(torch.finfo(own).smallest_normal)
     in_double = 8 * np.finfo(np.float64).eps * (abs(f.B_L) + abs(f.B_L + f.width) + f.width)
@@ -263,7 +264,7 @@ def test_finite_and_near_wherever_the_exact_value_fits(case):
 @each_dtype
 @pytest.mark.parametrize("n", [16, 64])
 def test_nan_and_infinity_stay_in_their_places(n, dtype, layout):
-    """No other element of y or of x's gradient changes by a bit. A slope of 0 holds the end point's value."""
+    """No other bit of y or of x's gradient changes. With a slope of 0, y is the end point's value."""
     clean, parameters = ordinary_case(1_000, n, layout, seed=3, dtype=dtype)
     points, *_, left_slope, right_slope = parameters
     left_slope[0] = 0
@@ -292,7 +293,7 @@ def test_nan_and_infinity_stay_in_their_places(n, dtype, layout):
     "position", range(5), ids=["points", "left_bound", "right_bound", "left_slope", "right_slope"]
 )
 def test_a_parameter_that_is_nan_gives_nan(position, dtype, layout):
-    """In every y that is made of it, for a bound all of its function's, and in its function's gradients."""
+    """In every y that depends on it (for a bound, all of its function), and in its function's gradients."""
     x, parameters = ordinary_case(1_000, 16, layout, seed=4, dtype=dtype)
     y, _, grads = run(x, torch.ones_like(x), parameters)
     elements = oracle.per_function(as_array(x), len(parameters[0]))
@@ -310,7 +311,7 @@ def test_a_parameter_that_is_nan_gives_nan(position, dtype, layout):
 
 @each_layout
 def test_sums_may_overflow_float32_in_between(layout):
-    """Their exact total fits, and as every partial sum is a float64 so does the result."""
+    """Their exact total does not overflow, nor does the result, as every partial sum is in float64."""
     largest = torch.finfo(torch.float32).max
     count = 3 if layout[1] == "channel-wise" else 1
     x = torch.empty(2, 3, 20, 50).contiguous(
@@ -318,7 +319,7 @@ def test_sums_may_overflow_float32_in_between(layout):
     )
     x.fill_(2.0)
     grad = torch.empty_like(x)
-    # Halves of the memory, so that whatever is added up first overflows.
+    # Each half of the memory has one sign, so that any order of summation overflows.
     halves = oracle.from_function(np.repeat([[0.5, -0.5]], 3, 0).repeat(1000, 1).reshape(count, -1), x.shape)
     grad.copy_(torch.from_numpy(halves.copy()) * largest)
     parameters = torch.zeros(count, 5), *(torch.full((count,), v) for v in (-1.0, 1.0, 0.0, 1.0))

@@ -3,8 +3,8 @@ import torch
 from kill_and_resume import AT_ANY_TIME, AT_SWITCH, AT_WRITE, Schedule, check, differences
 
 
-def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
-    """The short version: the long one is the command in that module's docstring."""
+def test_killed_and_resumed_run_matches_an_uninterrupted_one(tmp_path):
+    """A short version; the command in the docstring of kill_and_resume is the full one."""
     schedule = Schedule(length=12, switch=6, period=4)
     kinds = [AT_WRITE, AT_SWITCH, AT_ANY_TIME]
     results = check(kinds, schedule, tmp_path, parallel=1)
@@ -14,7 +14,7 @@ def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
 @pytest.mark.parametrize(
     "changed", [{"a": [torch.ones(2), 1.0]}, {"a": [torch.zeros(2), 2.0]}, {"a": [torch.zeros(2)]}, {}]
 )
-def test_the_comparison_finds_differences(changed):
+def test_comparison_finds_differences(changed):
     state = {"a": [torch.zeros(2), 1.0]}
     assert differences(state, {"a": [torch.zeros(2), 1.0]}) == []
     assert differences(state, changed)

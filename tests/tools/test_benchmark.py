@@ -1,4 +1,4 @@
-"""Structure and arithmetic of the tables; never the times themselves."""
+"""Structure and arithmetic of the benchmark tables, not the times themselves."""
 
 import itertools
 import os
@@ -29,7 +29,7 @@ QUICK = ("--rounds", "2", "--seconds", "0")
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """Run the tool in this process, which then counts as one with warm memory."""
+    """Run the tool in this process, in the environment of a process with warm memory."""
     module = runpy.run_path(TOOL)
     for name, value in {**module["WARM_MEMORY"], **module["QUIET"]}.items():
         monkeypatch.setenv(name, value)
@@ -42,7 +42,7 @@ def benchmark(monkeypatch):
 
 
 def parse(text):
-    """The tables of a text: title to the list of rows, each a dict by column; a ÷ has its pass's name."""
+    """Parse tables into {title: rows}; a row is a dict by column, with "÷" renamed to "÷ <its pass>"."""
     tables = {}
     for title, body in re.findall(r"^### (.*)\n\n((?:\|.*\n)+)", text, re.MULTILINE):
         head, rule, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in body.splitlines())
@@ -54,7 +54,7 @@ def parse(text):
 
 
 def check_ratios(rows, passes):
-    """With two rounds the quartiles give both times, and each ratio must lie between the extremes."""
+    """With two rounds, the quartiles determine both times, which bound each ratio."""
     assert all(float(rows[0][f"÷ {name}, ms"]) == 1 for name in passes)
     for row, name in itertools.product(rows, passes):
         least, most = extremes(row[f"{name}, ms"])
@@ -86,11 +86,11 @@ def test_op_has_every_activation_and_consistent_ratios(benchmark, capsys, tmp_pa
     registered = set(filter(keeps_channels, ACTIVATIONS))
     assert set(names) == {"torch.relu", *written, *registered, *ops.installed_peers()}
     check_ratios(rows, ("forward", "forward + backward", "backward"))
-    # The output, and then the gradient of the input as well: half a MiB each.
+    # Forward keeps the output, backward also the gradient of the input: half a MiB each.
     assert (rows[0]["forward, MiB"], rows[0]["forward + backward, MiB"]) == ("0.5", "1.0")
 
 
-def test_both_layouts_in_half_precision_of_chosen_contenders(benchmark, capsys):
+def test_both_layouts_in_bfloat16_with_selected_contenders(benchmark, capsys):
     arguments = ("--shapes", "1,2,3,3", "--layout", "both", "--dtype", "bfloat16")
     benchmark("op", *arguments, "--contenders", "pwlu", "swish", *QUICK)
     tables = parse(capsys.readouterr().out)
@@ -108,7 +108,7 @@ def test_ratios_to_another_row(benchmark, capsys):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_frelu_in_plain_torch_is_frelu(training):
+def test_plain_torch_frelu_matches_frelu(training):
     module, plain = FReLU(3).train(training), ops._PlainFReLU(3).train(training)
     plain.load_state_dict(module.state_dict())
     x = torch.randn(2, 3, 7, 5)
@@ -131,7 +131,7 @@ def test_model_has_both_phases_and_consistent_ratios(benchmark, capsys):
 
 
 @pytest.mark.parametrize("row, collecting", [("pwlu, phase I", True), ("pwlu, phase II", False)])
-def test_a_row_is_in_the_phase_that_it_names(row, collecting):
+def test_each_row_is_measured_in_the_phase_it_names(row, collecting):
     trainee = networks.network("mobilenet_v3_small", "pwlu", 2, 32, 32, "cpu")
     contender = models.model_contender(row, trainee, models.phases("pwlu")[row])
     measure([contender], Clock("cpu"), max_rounds=2, seconds=0)
@@ -141,7 +141,7 @@ def test_a_row_is_in_the_phase_that_it_names(row, collecting):
     assert realigned == [not collecting] * len(sites)
 
 
-def test_mask_rcnn_steps_with_either_format_of_masks(cfg):
+def test_mask_rcnn_trains_with_either_mask_format(cfg):
     from detectors import set_detector
 
     set_detector(cfg, "mask_rcnn")
@@ -154,7 +154,7 @@ def test_mask_rcnn_steps_with_either_format_of_masks(cfg):
 
 
 class Script:
-    """A clock by which sample i of a contender lasts as long as scripted."""
+    """A clock with scripted durations for the samples of each contender."""
 
     is_cuda = False
 
@@ -175,9 +175,9 @@ class Script:
         return end - begin
 
 
-def test_ratios_are_medians_within_rounds_of_interleaved_contenders(monkeypatch):
+def test_ratios_are_medians_over_rounds_of_interleaved_contenders(monkeypatch):
     monkeypatch.setattr(measuring, "_page_faults", lambda: 0)  # two rounds of warm-up
-    warm_up, last = [7, 7], [7, 7]  # the last are for the memory
+    warm_up, last = [7, 7], [7, 7]  # the last two runs measure memory
     script = Script({"a": [*warm_up, 1, 10, 100, *last], "b": [*warm_up, 5, 20, 100, *last]})
     results = measure([script.contender(name) for name in "ab"], script, max_rounds=3, seconds=1e9)
     assert [r.times["pass"] for r in results] == [[1, 10, 100], [5, 20, 100]]
@@ -188,7 +188,7 @@ def test_ratios_are_medians_within_rounds_of_interleaved_contenders(monkeypatch)
     assert rows[1]["÷ pass, ms"] == "2.00"  # the median of 5, 2 and 1
 
 
-def test_a_contender_that_fails_is_named():
+def test_error_names_a_failing_contender():
     def run(clock):
         raise ZeroDivisionError("no")
 
@@ -196,7 +196,7 @@ def test_a_contender_that_fails_is_named():
         measure([Contender("acon", (run,))], Clock("cpu"), max_rounds=2, seconds=0)
 
 
-def test_peak_memory_is_of_the_run_alone():
+def test_peak_memory_counts_only_the_run():
     mib = 2**18  # float32
     held = [torch.empty(8 * mib)]
 
@@ -212,7 +212,7 @@ def test_peak_memory_is_of_the_run_alone():
 
 
 @pytest.mark.parametrize("function", [ops.plain_pwlu, ops._Fallback.apply], ids=["plain", "fallback"])
-def test_other_ways_to_compute_pwlu_are_pwlu(function):
+def test_other_implementations_match_pwlu(function):
     torch.manual_seed(0)
     site = PWLU(3, num_intervals=5).double()
     with torch.no_grad():
@@ -229,7 +229,7 @@ def test_other_ways_to_compute_pwlu_are_pwlu(function):
 
 
 def test_sites_of_r50_fpn():
-    """Counted by hand from the architecture: 1 + 3 * (3 + 4 + 6 + 3) and the one between P6 and P7."""
+    """Counted by hand from the architecture: 1 + 3 * (3 + 4 + 6 + 3) plus one between P6 and P7."""
     sites = suites.op_shapes(runpy.run_path(TOOL)["SITES"]["coco"])
     expected = {(64, 400, 672): 1, (64, 200, 336): 6, (256, 200, 336): 3, (256, 13, 21): 1}
     expected |= {(128, 200, 336): 1, (128, 100, 168): 7, (512, 100, 168): 4, (256, 100, 168): 1}
@@ -251,7 +251,7 @@ def test_converted_networks():
     networks.convert(resnet, PWLU)
     networks.convert(mobile, PWLU)
     assert sum(isinstance(m, PWLU) for m in resnet.modules()) == 17
-    # One before and one after the 11 blocks, and two in each of these but the first, which has no expansion.
+    # One before and one after the 11 blocks, and two per block except the first, which has no expansion.
     assert sum(isinstance(m, PWLU) for m in mobile.modules()) == 23
     assert str(mobile.classifier) == classifier
     squeezes = [m for m in mobile.modules() if type(m).__name__ == "SqueezeExcitation"]
@@ -264,7 +264,7 @@ class Restarted(Exception):
 
 
 @pytest.mark.parametrize("memory", ["warm", "fresh"])
-def test_the_process_starts_anew_with_the_memory_that_is_asked_for(monkeypatch, memory):
+def test_process_restarts_with_the_requested_memory(monkeypatch, memory):
     module = runpy.run_path(TOOL)
     for name in module["WARM_MEMORY"]:
         monkeypatch.delenv(name, raising=False)

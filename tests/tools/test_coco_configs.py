@@ -1,7 +1,7 @@
-"""The configs of configs/coco, of which only sizes are overridden.
+"""The configs in configs/coco, with only sizes overridden.
 
-Those of ReLU, Swish and PWLU are trained and evaluated by the command. The others are built and take a step:
-all that differ in more than the detector.
+Those with ReLU, Swish and PWLU are trained and evaluated with the training command. Of the others, those that
+differ in more than the detector are built and take one step.
 """
 
 import re
@@ -36,15 +36,15 @@ SMALL = [
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", 20),
-    # Two large steps on two images may leave a detector that finds nothing, and then has no mask table.
+    # After two large steps on two images, a detector may find nothing and then print no mask table.
     *("SOLVER.BASE_LR", 0.0001, "SEED", 1),
 ]
 
 
-def test_the_paper_s_runs_are_all_there():
+def test_every_run_of_the_paper_has_a_config():
     names = {f"{d}_R_50_FPN_3x_{a}" for d in ("retinanet", "mask_rcnn") for a in ACTIVATIONS}
     assert names == {path.stem for path in RUNS}
-    names = {f"retinanet_R_50_FPN_1x_600px_{a}" for a in ("relu", "swish", "meta_acon")}  # Table 8 of ACON's
+    names = {f"retinanet_R_50_FPN_1x_600px_{a}" for a in ("relu", "swish", "meta_acon")}  # ACON, Table 8
     assert names == {path.stem for path in FROM_IMAGENET}
 
 
@@ -70,7 +70,7 @@ def test_config_takes_a_step(path):
     assert path.stem.endswith(f"_{name}")
     model = build(cfg).train()
     sites = [m for m in model.backbone.bottom_up.modules() if isinstance(m, get_activation(name))]
-    # R-50 has 16 blocks, 13 of them before res5, with three places each, and one place in the stem.
+    # R-50 has 16 blocks, 13 of them before res5, with three sites each, and one site in the stem.
     assert len(sites) == {"frelu": 39, "meta_acon": 16}.get(name, 49)
     optimizer = build_optimizer(cfg, model)
     torch.manual_seed(0)
@@ -83,11 +83,11 @@ def test_config_takes_a_step(path):
 
 
 @pytest.mark.parametrize("path", FROM_IMAGENET, ids=lambda path: path.stem)
-def test_config_is_that_of_acon_s_table_8(path):
+def test_config_matches_table_8_of_acon(path):
     cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
     check_config(cfg)
     with pytest.raises(ConfigError, match=r"must be 0 when MODEL\.WEIGHTS is empty"):
-        check_training(cfg)  # the backbone is to be given
+        check_training(cfg)  # the backbone needs weights
     cfg.MODEL.WEIGHTS = "backbone.pth"
     check_training(cfg)
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST) == ((600,), 600)
@@ -103,7 +103,7 @@ def test_config_is_that_of_acon_s_table_8(path):
 @pytest.mark.parametrize(
     "path", [*RUNS, *sorted(CONFIGS.glob("ablation/*.yaml"))], ids=lambda path: path.stem
 )
-def test_config_is_the_paper_s_schedule(path):
+def test_config_follows_the_schedule_of_the_paper(path):
     cfg = load_config(str(path), [])
     check_config(cfg, num_processes=8)
     check_training(cfg)
@@ -122,7 +122,7 @@ def test_config_is_the_paper_s_schedule(path):
         assert node.REALIGN and node.PHASE1_ITERS == -1
 
 
-def test_ablations_change_what_their_names_say():
+def test_ablations_match_their_names():
     def node(name):
         path = CONFIGS / f"ablation/retinanet_R_50_FPN_3x_pwlu_{name}.yaml"
         return load_config(str(path), []).MODEL.ACTIVATION.PWLU

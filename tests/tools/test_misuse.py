@@ -1,4 +1,4 @@
-"""Wrong input ends in one clear error before anything is built."""
+"""Invalid input gives one clear error before anything is built."""
 
 import json
 import os
@@ -28,7 +28,7 @@ MISUSES = {
         "Non-existent key: MODEL.ACTIVATION.PWLU.INTERVALS",
     ),
     "wrong type": ([PWLU + "NUM_INTERVALS", "many"], "many"),
-    "nothing": (
+    "None": (
         [PWLU + "NUM_INTERVALS", None],
         "NUM_INTERVALS is None; it must be of the type of its default 16, int",
     ),
@@ -89,7 +89,7 @@ MISUSES = {
 
 
 def run(monkeypatch, capsys, tool, *arguments):
-    """Run a tool that must refuse its arguments, and give what it said."""
+    """Run a tool that must reject its arguments, and return what it printed to stderr."""
     monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
@@ -98,7 +98,7 @@ def run(monkeypatch, capsys, tool, *arguments):
 
 
 @pytest.mark.parametrize("case", MISUSES)
-def test_misuse_of_training_is_one_clear_error(case, monkeypatch, capsys, tmp_path):
+def test_misuse_of_training_gives_one_clear_error(case, monkeypatch, capsys, tmp_path):
     if case == "no GPU":
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
@@ -106,14 +106,14 @@ def test_misuse_of_training_is_one_clear_error(case, monkeypatch, capsys, tmp_pa
     error = run(monkeypatch, capsys, "train_net.py", "--config-file", QUICKSTART, *arguments)
     assert message in error.replace("\n", " ")
     assert "Traceback" not in error
-    assert os.listdir(tmp_path) == []  # nothing was begun
+    assert os.listdir(tmp_path) == []  # nothing was written
 
 
 def test_missing_config_file(monkeypatch, capsys):
     assert "none.yaml" in run(monkeypatch, capsys, "train_net.py", "--config-file", "none.yaml")
 
 
-def test_unsafe_yaml_is_refused(monkeypatch, capsys, tmp_path):
+def test_unsafe_yaml_is_rejected(monkeypatch, capsys, tmp_path):
     path = tmp_path / "unsafe.yaml"
     mark = tmp_path / "ran"
     path.write_text(f'OUTPUT_DIR: !!python/object/apply:os.system ["touch {mark}"]\nVERSION: 2\n')
@@ -122,8 +122,8 @@ def test_unsafe_yaml_is_refused(monkeypatch, capsys, tmp_path):
     assert not mark.exists()
 
 
-def test_phase_1_in_epochs_that_is_too_long(run_tool, tmp_path):
-    """T' of 5 epochs is known once the data set is: 5 * 2000 images / 4 = 2,500 iterations."""
+def test_phase_1_of_too_many_epochs(run_tool, tmp_path):
+    """The length of 5 epochs is known once the dataset is: 5 * 2000 images / 4 = 2,500 iterations."""
     arguments = ("--config-file", QUICKSTART, "OUTPUT_DIR", tmp_path, PWLU + "PHASE1_ITERS", -1)
     output = run_tool("tools/train_net.py", *arguments, code=2)
     assert "train_net.py: error: MODEL.ACTIVATION.PWLU.PHASE1_EPOCHS: phase I would last 2500 iter" in output
@@ -132,7 +132,7 @@ def test_phase_1_in_epochs_that_is_too_long(run_tool, tmp_path):
 
 
 def write_coco(folder, monkeypatch, change):
-    """detectron2's coco_2017_train and _val with something wrong in them."""
+    """Write and register coco_2017_train and coco_2017_val, with a fault in the former."""
     coco.write_coco(folder)
     file = folder / "coco/annotations/instances_train2017.json"
     content = json.loads(file.read_text())
@@ -172,7 +172,7 @@ COCO_FAULTS = {
 
 
 @pytest.mark.parametrize("case", COCO_FAULTS)
-def test_a_wrong_coco_file_is_one_clear_error_before_the_training(case, monkeypatch, capsys, tmp_path):
+def test_invalid_coco_file_gives_one_clear_error_before_training(case, monkeypatch, capsys, tmp_path):
     change, message = COCO_FAULTS[case]
     write_coco(tmp_path, monkeypatch, change)
     monkeypatch.chdir(tmp_path)
@@ -191,7 +191,7 @@ def test_too_few_classes(monkeypatch, capsys):
     )
 
 
-def test_a_broken_image_is_named(cfg, tmp_path):
+def test_error_names_a_broken_image(cfg, tmp_path):
     (tmp_path / "broken é.jpg").write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"image .*broken é\.jpg cannot be used: cannot identify"):
         Mapper(cfg, is_train=True)({"file_name": str(tmp_path / "broken é.jpg"), "height": 3, "width": 3})
@@ -206,8 +206,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_a_full_disk_in_training_is_one_clear_error(run_tool, tmp_path):
-    """No file may grow beyond 2 MB, which a checkpoint has to."""
+def test_full_disk_during_training_gives_one_clear_error(run_tool, tmp_path):
+    """No file can grow beyond 2 MB, and a checkpoint is larger."""
     (tmp_path / "full_disk.py").write_text(FULL_DISK)
     short = [
         "SOLVER.MAX_ITER",
@@ -241,7 +241,7 @@ EXPORT = {
 
 
 @pytest.mark.parametrize("case", EXPORT)
-def test_misuse_of_export_is_one_clear_error(case, monkeypatch, capsys):
+def test_misuse_of_export_gives_one_clear_error(case, monkeypatch, capsys):
     arguments, message = EXPORT[case]
     error = run(monkeypatch, capsys, "export_backbone.py", "--config-file", QUICKSTART, *arguments)
     assert message in error and "Traceback" not in error

@@ -1,4 +1,4 @@
-"""The commands of the README, for real, on the digits: a few iterations instead of hundreds."""
+"""The commands in the README, run on the digits for a few iterations instead of hundreds."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from pwlu_det.config import load_config
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs/quickstart"
 RETINANET = QUICKSTART / "retinanet_R_18_FPN_digits_pwlu.yaml"
-# With no threshold there are detections, and so an AP to compare, after few iterations.
+# Without a score threshold, a few iterations suffice for detections, and thus for an AP to compare.
 SHORT = [
     *("SOLVER.MAX_ITER", 12, "MODEL.ACTIVATION.PWLU.PHASE1_ITERS", 6, "SOLVER.CHECKPOINT_PERIOD", 4),
     *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20),
@@ -26,12 +26,12 @@ SHORT = [
 
 @pytest.fixture(scope="module")
 def demo(run_tool, tmp_path_factory):
-    """Folder and output of a short `make demo`."""
+    """Folder and output of a short run of `make demo`."""
     folder = tmp_path_factory.mktemp("a folder") / "dämo"
     return folder, run_tool("tools/demo.py", "--output", folder, *SHORT)
 
 
-def test_demo_ends_with_its_ap_and_says_where_things_are(demo):
+def test_demo_ends_with_its_ap_and_lists_its_output_files(demo):
     folder, output = demo
     assert re.fullmatch(r"box AP50 = \d+\.\d\d", output.rstrip().splitlines()[-1])
     assert "Average Precision" in output and "eta:" in output
@@ -41,7 +41,7 @@ def test_demo_ends_with_its_ap_and_says_where_things_are(demo):
         assert str(folder / name) in output
 
 
-def test_eval_only_gives_the_same_detections_to_the_last_digit(demo, run_tool, tmp_path):
+def test_eval_only_gives_identical_detections(demo, run_tool, tmp_path):
     folder, _ = demo
     arguments = ("--config-file", RETINANET, "--eval-only", "MODEL.WEIGHTS", folder / "model_final.pth")
     output = run_tool("tools/train_net.py", *arguments, "OUTPUT_DIR", tmp_path, *SHORT)
@@ -53,7 +53,7 @@ def test_eval_only_gives_the_same_detections_to_the_last_digit(demo, run_tool, t
 
 
 def test_training_resumes(demo, run_tool, tmp_path):
-    """From a checkpoint on either side of the switch at iteration 6; what was realigned stays."""
+    """From a checkpoint on either side of the switch at iteration 6; realignment is not repeated."""
     folder, _ = demo
     for checkpoint, realigned in (("model_0000003.pth", True), ("model_0000007.pth", False)):
         (tmp_path / checkpoint).write_bytes((folder / checkpoint).read_bytes())
@@ -65,7 +65,7 @@ def test_training_resumes(demo, run_tool, tmp_path):
         assert (tmp_path / "model_final.pth").is_file()
 
 
-def test_exported_backbone_gives_bit_equal_features_in_another_detector(demo, cfg):
+def test_exported_backbone_gives_identical_features_in_another_detector(demo, cfg):
     folder, _ = demo
     cfg = load_config(str(RETINANET), [])
     trained = build(cfg)
@@ -81,7 +81,7 @@ def test_exported_backbone_gives_bit_equal_features_in_another_detector(demo, cf
     assert all(not m.collecting for m in other.modules() if isinstance(m, PWLU))
 
 
-def test_everything_written_loads_as_weights_only(demo):
+def test_every_checkpoint_loads_with_weights_only(demo):
     folder, _ = demo
     files = list(folder.glob("*.pth"))
     assert len(files) == 5  # three checkpoints, the final one and the backbone
@@ -125,7 +125,7 @@ def test_bottom_up_export_of_relu_loads_into_the_stock_resnet(demo, run_tool, tm
             assert torch.equal(a, b)
 
 
-def test_learned_activations_are_drawn(demo, run_tool, tmp_path):
+def test_learned_activations_are_plotted(demo, run_tool, tmp_path):
     folder, _ = demo
     picture = tmp_path / "learned.png"
     run_tool("tools/plot_activations.py", "--weights", folder / "backbone.pth", "--output", picture)

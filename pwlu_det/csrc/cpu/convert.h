@@ -1,4 +1,4 @@
-// One element of any type to float and back.
+// Converts single elements of any type to float and back.
 #pragma once
 
 #include <cstring>
@@ -38,7 +38,7 @@ inline float to_float(Half x) {
 
 inline void from_float(float x, float& to) { to = x; }
 
-// Rounds to the nearest, ties to even.
+// Rounds to nearest, ties to even.
 inline void from_float(float x, BFloat16& to) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);

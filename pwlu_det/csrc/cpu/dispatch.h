@@ -1,4 +1,4 @@
-// The choice of an instruction set, and of a dtype.
+// Dispatch by instruction set and by dtype.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -24,7 +24,7 @@ bool has_avx512() {
 }
 #endif
 
-// The best that the processor has, or a lesser one that PWLU_DET_CPU_KERNELS names.
+// The best kernels that the processor supports, up to the ones that PWLU_DET_CPU_KERNELS names.
 const Kernels& choose_kernels() {
 #ifdef PWLU_X86
   const char* variable = std::getenv("PWLU_DET_CPU_KERNELS");
@@ -40,7 +40,7 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// f(an element of the type that x has)
+// Calls f with a value of the element type of x.
 template <typename F>
 void with_dtype(const Tensor& x, const F& f) {
   switch (x.scalar_type()) {

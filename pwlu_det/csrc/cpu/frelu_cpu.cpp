@@ -19,7 +19,7 @@ NormValues norm_values(const Tensor& mean, const Tensor& var, const Tensor& weig
   return {doubles(mean), doubles(var), doubles(weight), doubles(bias), eps};
 }
 
-// The steps of the ops, on channels [first, last). The table holds what a step needs of those before it.
+// The steps of the ops, on channels [first, last). The table holds the results of earlier steps that a step needs.
 template <typename T>
 struct Steps {
   const Work& work;
@@ -35,8 +35,8 @@ struct Steps {
   // The convolution's output, with its mean and variance.
   void convolve(int64_t first, int64_t last, const Tensor& x, const Tensor& conv, double* mean, double* var) const {
     const double count = double(work.pixels());
-    // What the convolution would give if x were its first element everywhere: it is near the mean where the mean
-    // is large beside the deviation, so that the squares do not lose the variance.
+    // The output of the convolution if all of x were equal to its first element. If the mean is large compared with
+    // the deviation, this is near the mean, so that the squares do not lose the variance.
     for (int64_t c = first; c < last && count > 0; ++c) {
       double weights = 0;
       for (int k = 0; k < 9; ++k) weights += table.get(FreluParameter(kWeight + k), c);
@@ -79,7 +79,7 @@ struct Steps {
     }
   }
 
-  // The gradients of x, and of the convolution's weight and bias: [channels, 10]; undefined where not asked for.
+  // The gradients of x and of the convolution's weight and bias, [channels, 10]; undefined if not requested.
   void backward(typename FreluDtype<T>::Backward kernel, int64_t first, int64_t last, const Tensor& grad,
                 const Tensor& x, const Tensor& kept, const Tensor& grad_x, const Tensor& gradients) const {
     const auto sums = work.sum(first, last, gradients.defined() ? 10 : 0, [&](const Work::Item& item, double* own) {
@@ -98,7 +98,7 @@ struct Steps {
   ChannelParameters parameters(const Work::Item& item) const { return table.of(item.channel, item.block.channels); }
 };
 
-// A dense x and how its work is cut up.
+// A dense x, and how the work on it is divided.
 struct Input {
   at::MemoryFormat format;
   Tensor dense;
@@ -107,7 +107,7 @@ struct Input {
   explicit Input(const Tensor& x) : format(format_of(x)), dense(x.contiguous(format)), work(dense, format) {}
 
   Tensor alike(const Tensor& other) const { return other.contiguous(format); }
-  // Memory for the gradient of x and the sums of the convolution's gradients, where they are asked for.
+  // Memory for the gradient of x and the sums of the convolution's gradients, if they are requested.
   struct Gradients {
     Tensor x, sums;
   };
@@ -115,7 +115,7 @@ struct Input {
     return {output_mask[0] ? at::empty_like(dense) : Tensor(),
             output_mask[1] ? at::empty({dense.size(1), 10}, at::kDouble) : Tensor()};
   }
-  // f(Steps of the dtype)
+  // Calls f with the Steps of the dtype.
   template <typename F>
   void with_steps(FreluTable& table, const F& f) const {
     with_dtype(dense, [&](auto type) { f(Steps<decltype(type)>{work, table}); });
@@ -157,7 +157,8 @@ std::tuple<Tensor, Tensor, Tensor> inference_backward(const Tensor& grad, const 
   return {with_layout_of(x, in.dense, out.x), grad_weight, grad_bias};
 }
 
-// In training, one op does for a group of channels after the other what the cut ones do for all.
+// In training, the combined op runs all steps on one group of channels at a time; the separate ops run one step each
+// on all channels.
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> training(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                                     const Tensor& norm_weight, const Tensor& norm_bias, double eps) {

@@ -1,8 +1,9 @@
-// How Funnel ReLU's kernels go over an image.
+// How Funnel ReLU's kernels iterate over an image.
 //
-// A vector's lanes are neighbours in a row of one channel, or (channels last) channels of one pixel. Rows come as
-// numbers that are computed with, with zeros around the image, into a window of three: there the pixels to the left
-// and right are one element, or one vector, away. So one code does for both layouts, all dtypes and all borders.
+// The lanes of a vector are adjacent pixels in a row of one channel, or (channels last) channels of one pixel. Rows
+// are converted to the compute type, padded with zeros and stored in a window of three rows. In the window, the
+// pixels to the left and right are one element, or one vector, away, so the same code works for all layouts, dtypes
+// and borders.
 #pragma once
 
 #include "frelu_kernels.h"
@@ -13,7 +14,7 @@ namespace {
 using pwlu::ChannelParameters;
 using pwlu::FreluBlock;
 
-// Four doubles with as much of the interface of Vec as is needed here.
+// Four doubles, with the part of Vec's interface that is needed here.
 struct Double {
   typedef double Lanes __attribute__((vector_size(32)));
   static constexpr int kSize = 4;
@@ -55,7 +56,7 @@ struct SumsOfDoubles {  // with the interface of DoubleSums
   }
 };
 
-// What elements of type T are computed in.
+// The types of the arithmetic on elements of type T.
 template <typename T>
 struct Arithmetic {
   using Number = float;
@@ -71,7 +72,7 @@ struct Arithmetic<double> {
   static const double* of(const ChannelParameters& p) { return p.wide; }
 };
 
-// v, and from lane `count` on the rest.
+// The first `count` lanes of v, and the other lanes of `rest`.
 template <typename V>
 PWLU_INLINE V first_lanes(V v, int count, V rest = V(0.0f)) {
   using Number = decltype(v.v[0] + 0);
@@ -86,8 +87,8 @@ PWLU_INLINE V first_lanes(V v, int count, V rest = V(0.0f)) {
   return where_positive(V::load(ramp.ones + V::kSize - count), v, rest);
 }
 
-// The lanes of a vector that are in use, and whether there is room behind them: memory that may be read, and that
-// is still to be written, so that writing there does no harm.
+// The number of lanes of a vector that are in use, and whether there is room after them: memory that may be read and
+// will be written later, so that a whole vector can be loaded or stored.
 struct Lanes {
   int count;
   bool room;
@@ -102,7 +103,7 @@ PWLU_INLINE void store(V v, T* p, Lanes lanes) {
   return lanes.count == V::kSize || lanes.room ? v.store(p) : store(v, p, lanes.count);
 }
 
-// As the dtype has it.
+// Rounds to the precision of the dtype.
 template <typename T, typename V>
 PWLU_INLINE V rounded(V v) {
   if constexpr (std::is_same_v<T, typename Arithmetic<T>::Number>) return v;
@@ -111,8 +112,7 @@ PWLU_INLINE V rounded(V v) {
   return V::load(elements);
 }
 
-// Pixels [begin, end) of a row. The row starts at `start` in memory, and behind `end` there is room for `room`
-// pixels.
+// Pixels [begin, end) of a row. The row starts at `start` in memory, and there is room for `room` pixels after `end`.
 struct Stretch {
   int64_t row, start, begin, end, room;
 };
@@ -122,21 +122,21 @@ template <typename T>
 struct Strip {
   using Number = typename Arithmetic<T>::Number;
   using V = typename Arithmetic<T>::V;
-  static constexpr int64_t kVectorsAtOnce = 128;  // a sum runs over in its own type, before it is added up in double
+  static constexpr int64_t kVectorsAtOnce = 128;  // summed in the compute type before they are added up in double
 
-  int channel;     // the first of them, within the block
-  int channels;    // in use
-  int64_t stride;  // from pixel to pixel in memory; 1 means one channel
+  int channel;     // the first channel, within the block
+  int channels;    // the number of channels in use
+  int64_t stride;  // between pixels in memory; 1 means one channel
 
   bool has_one_channel() const { return stride == 1; }
-  int64_t step() const { return has_one_channel() ? 1 : V::kSize; }  // from pixel to pixel in a window
+  int64_t step() const { return has_one_channel() ? 1 : V::kSize; }  // between pixels in a window
 
   V parameter(const ChannelParameters& p, int row) const {
     const Number* values = Arithmetic<T>::of(p) + row * p.stride + channel;
     return has_one_channel() ? V(*values) : V::load(values);
   }
 
-  // Calls run(at, i, lanes) for each vector of a stretch: it is at `at` of the row in a window, at `i` in memory.
+  // Calls run(at, i, lanes) for each vector of a stretch, which is at `at` in the window's row and at `i` in memory.
   template <typename F>
   PWLU_INLINE void for_pixels(const Stretch& stretch, const F& run) const {
     const int64_t size = has_one_channel() ? V::kSize : 1, start = stretch.start + channel;
@@ -150,7 +150,8 @@ struct Strip {
     }
   }
 
-  // The same for run(at, i, lanes, sums), which adds to N vectors of sums; they are added to totals, by lane.
+  // The same for run(at, i, lanes, sums), which adds to N vectors of sums. They are then added to the totals, by
+  // lane.
   template <int N, typename F>
   PWLU_INLINE void sum_pixels(Stretch stretch, double (*totals)[V::kSize], const F& run) const {
     const int64_t part = kVectorsAtOnce * (has_one_channel() ? V::kSize : 1), end = stretch.end;
@@ -187,16 +188,16 @@ class Window {
   Window(const Strip<T>& strip, const FreluBlock& block)
       : step_(strip.step()),
         height_(block.height),
-        // a pixel and more on both sides, up to a whole vector
+        // at least one pixel on both sides, up to a whole vector
         pitch_((block.right - block.left) * step_ + 2 * V::kSize),
         numbers_(4 * pitch_) {}
 
   Number* operator[](int64_t row) {
-    const int64_t slot = row < 0 || row >= height_ ? 3 : row % 3;  // the fourth is zeros
+    const int64_t slot = row < 0 || row >= height_ ? 3 : row % 3;  // the fourth row is zeros
     return numbers_.data() + slot * pitch_ + V::kSize;
   }
 
-  // The 3x3 pixels around those at `at` of a row.
+  // The 3x3 neighborhoods of the pixels at `at` of a row.
   struct Taps {
     const Number* rows[3];
     int64_t step;
@@ -219,7 +220,7 @@ inline int64_t start_of(const FreluBlock& block, int64_t row) {
   return (row * block.width + block.left) * block.stride;
 }
 
-// Calls run(strip, stretch) for all pixels of a block: row by row, or all rows of one channel as one.
+// Calls run(strip, stretch) for all pixels of a block: row by row, or with all rows of one channel as a single row.
 template <typename T, typename F>
 void for_block(const FreluBlock& block, const F& run) {
   const int64_t rows = block.end - block.begin, at_once = block.stride == 1 ? rows : 1;
@@ -229,8 +230,8 @@ void for_block(const FreluBlock& block, const F& run) {
   }
 }
 
-// Calls fill(strip, stretch) for all pixels of the image that the block's have to do with, and use(strip, stretch)
-// for each row of the block as soon as the row below is filled. All strips of a row come before the next row: they
+// Calls fill(strip, stretch) for all pixels of the image that the block depends on, and use(strip, stretch) for each
+// row of the block as soon as the row below is filled. It processes all strips of a row before the next row, as they
 // share cache lines.
 template <typename Strips, typename Fill, typename Use>
 PWLU_INLINE void for_rows(const FreluBlock& block, Strips& strips, const Fill& fill, const Use& use) {

@@ -1,4 +1,4 @@
-// Funnel ReLU's kernels over the vectors of an instruction set.
+// Funnel ReLU's kernels for the vectors of an instruction set.
 #pragma once
 
 #include "frelu_rows.h"
@@ -27,8 +27,8 @@ struct Filter {
   }
 };
 
-// How the convolution's gradient follows from that of what was compared with x. In inference they are the same, and
-// y is compared with x: it is larger where x lost.
+// The value that is compared with x, and the convolution's gradient from the gradient of that value. In inference,
+// the two gradients are equal, and y is compared with x: it is larger if x was not the maximum.
 template <typename T>
 struct FixedNorm {
   using V = typename Arithmetic<T>::V;
@@ -37,7 +37,7 @@ struct FixedNorm {
   PWLU_INLINE V to_conv(V g, V) const { return g; }
 };
 
-// In training the batch norm stands between.
+// In training, the batch norm lies between the convolution and the comparison.
 template <typename T>
 struct BatchNorm {
   using V = typename Arithmetic<T>::V;
@@ -80,7 +80,7 @@ struct Frelu {
     });
   }
 
-  // Adds sums of conv - shift, and of its squares, to sums: [channels, 2].
+  // Adds the sums of conv - shift and of its square to `sums`, [channels, 2].
   static void convolve(const T* x, T* conv, const FreluBlock& block, const ChannelParameters& p, double* sums) {
     auto strips = strips_of<ForwardStrip>(block);
     const auto fill = [&](ForwardStrip& strip, const Stretch& stretch) { strip.fill(stretch, x); };
@@ -94,7 +94,7 @@ struct Frelu {
       strip.for_pixels(stretch, [&](int64_t at, int64_t i, Lanes lanes) {
         const V value = rounded<T>(filter.convolve(taps, at));
         store(value, conv + i, lanes);
-        own.add(first_lanes(value, lanes.count, shift));  // what is not in use adds nothing
+        own.add(first_lanes(value, lanes.count, shift));  // unused lanes add nothing
       });
       pwlu::ShiftedSums by_lane[V::kSize];
       own.store(by_lane);
@@ -115,7 +115,7 @@ struct Frelu {
     });
   }
 
-  // Adds sums of the norm's gradient g, and of g * (conv - mean), to sums: [channels, 2].
+  // Adds the sums of the norm's gradient g and of g * (conv - mean) to `sums`, [channels, 2].
   static void norm_sums(const T* grad, const T* x, const T* conv, const FreluBlock& block, const ChannelParameters& p,
                         double* sums) {
     for_block<T>(block, [&](const Strip<T>& strip, const Stretch& stretch) {
@@ -132,7 +132,7 @@ struct Frelu {
   }
 
   struct BackwardStrip : Strip<T> {
-    Window<T> to_conv, to_x;  // gradients, that of x where it won
+    Window<T> to_conv, to_x;  // gradients; that of x is nonzero only where x was the maximum
     double totals[10][V::kSize] = {};
 
     BackwardStrip(const Strip<T>& strip, const FreluBlock& block)
@@ -149,8 +149,8 @@ struct Frelu {
     }
   };
 
-  // `kept` is what the norm compares with. Adds the gradients of the nine weights and of the bias to sums:
-  // [channels, 10]. Of grad_x and sums one may be null.
+  // `kept` is the argument of Norm::rival. Adds the gradients of the nine weights and of the bias to `sums`,
+  // [channels, 10]. Either grad_x or sums may be null.
   template <typename Norm>
   static void backward(const T* grad, const T* x, const T* kept, T* grad_x, const FreluBlock& block,
                        const ChannelParameters& p, double* sums) {
@@ -183,7 +183,7 @@ struct Frelu {
  private:
   template <typename Own>
   static std::vector<Own> strips_of(const FreluBlock& block) {
-    std::vector<Own> strips;  // holds no vectors: those need an alignment
+    std::vector<Own> strips;  // holds no SIMD vectors, which would need alignment
     for_strips<T>(block, [&](const Strip<T>& strip) { strips.emplace_back(strip, block); });
     return strips;
   }

@@ -1,4 +1,4 @@
-// Funnel ReLU's work on a CPU: the parameters as the kernels read them, and the blocks that images are cut into.
+// Funnel ReLU's work on a CPU: the parameters as the kernels read them, and the blocks that images are divided into.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -15,10 +15,11 @@ namespace {
 
 using at::Tensor;
 
-// Channels last: how many neighbouring channels are worked on together, and columns at most: three rows of the
-// tensors and of what is computed from them stay in the second cache.
+// Channels last: the number of adjacent channels and the maximum number of columns that are processed together. Three
+// rows of the tensors and of intermediate results stay in the L2 cache.
 constexpr int64_t kChannelsAtOnce = 64, kColumnsAtOnce = 84;
-// A block has about as many elements, and not fewer rows: above and below it has one more row to do again.
+// The approximate number of elements in a block, and its minimum number of rows: each block has to recompute one row
+// above it and one below it.
 constexpr int64_t kBlockSize = 1 << 18, kBlockRows = 16;
 
 std::vector<double> doubles(const Tensor& values) {
@@ -53,7 +54,7 @@ class FreluTable {
       set(kBeta, c, norm.bias[c]);
     }
   }
-  // Of the gradients of the norm's weight and bias over the number of elements.
+  // Takes the gradients of the norm's weight and bias, divided by the number of elements.
   void set_norm_means(const NormValues& norm, int64_t c, double of_weight, double of_bias) {
     const double scale = norm.weight[c] * norm.rstd(c);
     set(kSlope, c, -scale * norm.rstd(c) * of_weight);
@@ -74,7 +75,7 @@ class FreluTable {
   std::vector<float> narrow_;
 };
 
-// The blocks of a dense x, and where their images and channels begin.
+// The blocks of a dense x, and the offsets of their images and channels.
 struct Work {
   struct Item {
     int64_t channel, offset;
@@ -118,8 +119,8 @@ struct Work {
     return all;
   }
 
-  // Calls run(first, last) for groups of channels, one after the other: few enough that what a first pass over them
-  // has read is still in the caches for a second, enough that all threads have work.
+  // Calls run(first, last) for one group of channels after another. A group is small enough that its data stays in
+  // the caches between two passes, and large enough that all threads have work.
   template <typename F>
   void for_groups(const F& run) const {
     const int64_t wanted = at::get_num_threads() * kBlockSize / std::max<int64_t>(1, pixels());
@@ -133,8 +134,8 @@ struct Work {
     for_indices(all.size(), (last - first) * pixels(), [&](int64_t i) { run(all[i]); });
   }
 
-  // Calls run(item, sums) with places for `size` sums for each of the item's channels, and adds these up by channel:
-  // [last - first, size]. Of size 0 the sums are a null pointer.
+  // Calls run(item, sums) with room for `size` sums for each channel of the item, and adds them up by channel:
+  // [last - first, size]. If size is 0, `sums` is a null pointer.
   template <typename F>
   std::vector<double> sum(int64_t first, int64_t last, int64_t size, const F& run) const {
     const auto all = items(first, last);

@@ -1,7 +1,7 @@
-// How work on tensors is cut up.
+// How the work on a tensor is divided.
 //
-// The number and the order of the items depend on the shapes alone; each item sums in its own place, and the places
-// are added up in order. So results do not depend on the number of threads, or on the run.
+// The number and order of the items depend only on the shapes. Each item has its own partial sums, which are added up
+// in order, so results do not depend on the number of threads and do not change from run to run.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -15,10 +15,10 @@
 namespace pwlu {
 namespace {
 
-constexpr int64_t kItemSize = 1 << 16;  // elements, about
+constexpr int64_t kItemSize = 1 << 16;  // approximate number of elements
 
-// An item's share of the elements: rows [begin, end) of one channel's batch, or of all pixels of a block of
-// channels; or, of a single row, a range of its elements.
+// The elements of an item: samples [begin, end) of one channel, pixels [begin, end) of a block of channels (channels
+// last), or, with a batch of 1, elements [begin, end) of one channel.
 struct Item {
   int64_t channel;
   int num_channels;
@@ -46,7 +46,7 @@ std::vector<Item> make_items(const Layout& layout) {
   return items;
 }
 
-// Calls run(i) for items 0 ... count - 1, on all threads where there is enough to do.
+// Calls run(i) for items 0 ... count - 1, on all threads if there is enough work.
 template <typename F>
 void for_indices(int64_t count, int64_t numel, const F& run) {
   if (numel < 1 << 15) {
@@ -65,8 +65,8 @@ void for_items(const Layout& layout, const F& run) {
   for_indices(items.size(), layout.numel(), [&](int64_t i) { run(items[i]); });
 }
 
-// Calls run(item, sums) for all items, with places for `width` sums for each of the item's channels, and adds these
-// up by channel: [channels, width]. Of width 0 the sums are a null pointer.
+// Calls run(item, sums) for all items, with room for `width` sums for each channel of the item, and adds them up by
+// channel: [channels, width]. If width is 0, `sums` is a null pointer.
 template <typename S, typename F>
 std::vector<S> sum_by_channel(const Layout& layout, int64_t channels, int64_t width, const F& run) {
   const auto items = make_items(layout);
@@ -82,7 +82,7 @@ std::vector<S> sum_by_channel(const Layout& layout, int64_t channels, int64_t wi
   return sums;
 }
 
-// Calls row(offset, n) for each stretch of memory that belongs to an item of one channel.
+// Calls row(offset, n) for each contiguous range of memory in an item of one channel.
 template <typename F>
 void for_rows(const Layout& layout, const Item& item, const F& row) {
   if (layout.batch == 1) return row(item.channel * layout.inner + item.begin, item.end - item.begin);

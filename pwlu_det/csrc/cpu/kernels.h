@@ -1,4 +1,4 @@
-// All kernels of an instruction set, as its file in targets/ provides them.
+// All kernels for one instruction set, as its file in targets/ provides them.
 #pragma once
 
 #include "frelu_kernels.h"
@@ -10,12 +10,12 @@ namespace pwlu {
 struct Kernels {
   const char* name;
   PwluKernels pwlu;
-  const AllPointwise* pointwise;  // or null: plain torch has vectors of its own
+  const AllPointwise* pointwise;  // or null for plain torch, which is vectorized itself
   const FreluKernels* frelu;      // likewise
 };
 
 const Kernels& baseline_kernels();
-const Kernels& avx2_kernels();  // these two on x86-64 alone
+const Kernels& avx2_kernels();  // these two only on x86-64
 const Kernels& avx512_kernels();
 
 }  // namespace pwlu

@@ -11,7 +11,7 @@
 namespace pwlu {
 namespace {
 
-// The parameters of a call, by coefficient and channel: [size, channels].
+// The parameters by coefficient and channel: [size, channels].
 class ParameterTable {
  public:
   explicit ParameterTable(const ParameterRows& rows) {
@@ -31,7 +31,7 @@ class ParameterTable {
   Tensor wide_, narrow_;
 };
 
-// Calls run(offset, rows, stride) for the memory of an item.
+// Calls run(offset, rows, stride) for each part of an item's memory.
 template <typename F>
 void for_stretches(const Layout& layout, const Item& item, const F& run) {
   if (layout.channels_last) {

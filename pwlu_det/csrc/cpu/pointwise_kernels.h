@@ -1,4 +1,4 @@
-// The kernels of the pointwise activations as each instruction set provides them.
+// The kernels of the pointwise activations that each instruction set provides.
 #pragma once
 
 #include "../pointwise_list.h"
@@ -6,9 +6,9 @@
 
 namespace pwlu {
 
-// Kernels for elements of type T: `rows` times the channels of p, with `stride` elements from row to row; with a
-// stride of 1 it is one channel. Backward adds to sums, [channels, size]; either these or grad_x may be null, if only
-// the other is asked for.
+// Kernels for elements of type T: `rows` rows of the channels of p, with a stride of `stride` elements between rows;
+// a stride of 1 means one channel. Backward adds to sums, [channels, size]; either these or grad_x may be null if
+// only the other is requested.
 template <typename T>
 struct PointwiseDtype {
   void (*forward)(const T* x, T* y, int64_t rows, int64_t stride, const ChannelParameters& p);
@@ -16,7 +16,7 @@ struct PointwiseDtype {
                    double* sums);
 };
 
-// Those of one activation.
+// The kernels of one activation.
 using PointwiseKernels = ByDtype<PointwiseDtype>;
 
 struct AllPointwise {

@@ -1,4 +1,4 @@
-// The pointwise activations' kernels over the vectors of an instruction set, one skeleton for all.
+// The kernels of the pointwise activations for the vectors of an instruction set, from one template for all formulas.
 #pragma once
 
 #include "../pointwise_math.h"
@@ -10,16 +10,16 @@ namespace {
 using pwlu::ChannelParameters;
 using pwlu::kMaxParameters;
 
-// e^a = fraction * power: the fraction is a polynomial within half of ln 2, off by a fortieth of a unit, the power
-// one of 2, which is 0 or infinite where e^a is no normal number.
+// e^a = fraction * power. The fraction is a polynomial on [-ln(2) / 2, ln(2) / 2] with an error of 1/40 ulp. The
+// power is a power of 2, which is 0 or infinite if e^a is not a normal number.
 struct Exponential {
   Vec fraction, power;
 };
 PWLU_INLINE Exponential exponential(Vec a) {
   a = min(Vec(89.0f), max(Vec(-88.0f), a));
-  const Vec shift(0x1.8p23f + 127), shifted = fma(a, Vec(1.44269504f), shift);  // rounds to a whole number
+  const Vec shift(0x1.8p23f + 127), shifted = fma(a, Vec(1.44269504f), shift);  // rounds to an integer
   const Vec r = fma(shifted - shift, Vec(-0.693147181f), a), r2 = r * r;
-  // 1 + r + r^2 * q(r), by pairs of terms: the processor does not hold as many vectors at once as would hide a chain.
+  // 1 + r + r^2 * q(r), with the terms of q in pairs: too few vectors are in flight to hide the latency of one chain.
   const Vec low = fma(Vec(0.16666521f), r, Vec(0.49999994f)), high = fma(Vec(0.0083687175f), r, Vec(0.04166839f));
   const Vec q = fma(fma(Vec(0.0013814598f), r2, high), r2, low);
   return {fma(q, r2, Vec(1.0f) + r), power_of_two(shifted)};
@@ -36,10 +36,10 @@ PWLU_INLINE Vec times_sigmoid(Vec u, Vec z) {
   return u / fma(e.fraction, e.power, Vec(1.0f));
 }
 
-// How many vectors a sum in float runs over before it is added up in double.
+// The number of vectors that are summed in float before the sum is added up in double.
 constexpr int64_t kVectorsAtOnce = 64;
 
-// Elements of one channel, in double: for float64, and for what was not finite in float.
+// Elements of one channel, in double: for float64, and for results that were not finite in float.
 template <typename F, typename T>
 void forward_elements(const F& f, const T* x, T* y, int64_t n, int64_t stride, const ChannelParameters& p,
                       int channel, bool all) {
@@ -50,7 +50,7 @@ void forward_elements(const F& f, const T* x, T* y, int64_t n, int64_t stride, c
   }
 }
 
-// Of grad_x and sums one may be null.
+// Either grad_x or sums may be null.
 template <typename F, typename T>
 void backward_elements(const F& f, const T* grad, const T* x, T* grad_x, int64_t n, int64_t stride,
                        const ChannelParameters& p, int channel, double* sums) {
@@ -66,11 +66,11 @@ void backward_elements(const F& f, const T* grad, const T* x, T* grad_x, int64_t
 // The kernels of a formula for elements that are computed in float.
 template <typename F, typename T>
 struct PointwiseVectors {
-  // The number of parameters, known to the compiler where it can be.
+  // The number of parameters, as a compile-time constant if possible.
   static int size_of(const ChannelParameters& p) { return F::kSize ? F::kSize : p.size; }
   static constexpr int kRoom = F::kSize ? F::kSize : kMaxParameters;
 
-  // Whether what was computed is finite.
+  // Whether the results are finite.
   struct Finite {
     bool x, sums;
   };
@@ -99,8 +99,8 @@ struct PointwiseVectors {
     return !any_nan(trap);
   }
 
-  // These two compute the gradient of x, the sums, or both. They add nothing to the sums where anything was not
-  // finite. Beyond the end g is 0: it adds nothing.
+  // These two compute the gradient of x, the sums, or both. They add nothing to the sums if any result was not
+  // finite. Beyond the end g is 0 and adds nothing.
   template <bool kX, bool kSums>
   static Finite backward_row(const F& f, const T* grad, const T* x, T* grad_x, int64_t n, const ChannelParameters& p,
                              double* sums) {
@@ -161,7 +161,7 @@ struct PointwiseVectors {
       const Finite finite = stride == 1 ? backward_row<kX, kSums>(f, grad + at, x + at, to, n, p, sums)
                                         : backward_block<kX, kSums>(f, grad + at, x + at, to, n, stride, p, sums);
       if (finite.x && finite.sums) continue;
-      // In double. The gradient of x does not depend on whether the sums were finite, or asked for.
+      // In double. The gradient of x does not depend on whether the sums were finite or requested.
       for (int c = 0; c < p.channels; ++c) {
         backward_elements(f, grad + at, x + at, finite.x ? nullptr : to, n, stride, p, c,
                           pwlu::advance(sums, c * p.size));
@@ -170,7 +170,7 @@ struct PointwiseVectors {
   }
 };
 
-// An activation's kernels, as PointwiseDtype describes them.
+// The kernels of an activation, as PointwiseDtype describes them.
 template <typename F, typename T>
 void pointwise_forward(const T* x, T* y, int64_t rows, int64_t stride, const ChannelParameters& p) {
   pwlu::with_size<F>(p.size, [&](const auto& f) {

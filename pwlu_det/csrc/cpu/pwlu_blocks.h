@@ -1,19 +1,18 @@
-// PWLU's kernels over channels_last memory: the lanes of a vector are neighbouring channels, each with a table of its
-// own.
+// PWLU's kernels for channels_last memory: the lanes of a vector are adjacent channels, each with its own table.
 #pragma once
 
 #include "pwlu_sums.h"
 
 namespace {
 
-// The rows of a block lie apart, where the processor does not fetch ahead by itself.
+// The rows of a block are not adjacent in memory, so the processor does not prefetch them automatically.
 template <typename T>
 PWLU_INLINE void fetch_ahead(const T* p, int64_t stride) {
   constexpr int64_t kRowsAhead = 4;
   __builtin_prefetch(p + kRowsAhead * stride);
 }
 
-// Where x falls: the places in the tables [channels, bins], and the distances from the centres.
+// Locates x: the indices in the tables [channels, bins], and the distances from the centers.
 class BlockLocator {
  public:
   explicit BlockLocator(const PwluBlock<float>& block)
@@ -53,7 +52,7 @@ void forward_block(const T* x, T* y, int64_t rows, int64_t stride, const PwluBlo
   const BlockLocator locate(block);
   const float* pairs = block.pairs;
   const Vec zero(0.0f);
-  Vec trap(0.0f);  // becomes NaN with the first y that is not finite
+  Vec trap(0.0f);  // becomes NaN at the first y that is not finite
   for (int64_t r = 0; r < rows; ++r) {
     for_vectors(block.channels, [&](int64_t c, int count) {
       const T* from = x + r * stride + c;
@@ -96,7 +95,7 @@ void backward_block_of_x(const T* grad, const T* x, T* grad_x, int64_t rows, int
   }
 }
 
-// The moments, and where kX says so the gradient of x.
+// The moments and, if kX is set, the gradient of x.
 template <bool kX, typename T>
 void backward_block(const T* grad, const T* x, T* grad_x, int64_t rows, int64_t stride, const PwluBlock<float>& block,
                     const Moments* moments) {

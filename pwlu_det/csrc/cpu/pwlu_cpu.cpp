@@ -53,7 +53,7 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
   const int64_t count = points.size(0), num_points = points.size(1), bins = num_points + 1;
   const int64_t width = with_parameters ? 2 * bins : 0;  // amounts, then moments
   const Tensor grad_x = with_x ? at::empty_like(dense) : Tensor();
-  // Of points, left_bound, right_bound, left_slope and right_slope.
+  // The gradients of points, left_bound, right_bound, left_slope and right_slope.
   const Tensor grads = at::empty({with_parameters ? count : 0, num_points + 4}, at::kDouble);
 
   with_dtype(x, [&](auto type) {
@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cpu(const Tensor& x, const Tensor
     const auto& run = kernels().pwlu.of<T>();
     const auto* from = static_cast<const T*>(dense.const_data_ptr());
     auto* to = static_cast<T*>(y.mutable_data_ptr());
-    std::vector<double> shift(count);  // each channel's first element
+    std::vector<double> shift(count);  // the first element of each channel
     for (int64_t c = 0; c < count; ++c) {
       const double first = to_float(from[layout.channels_last ? c : c * layout.inner]);
       shift[c] = std::isfinite(first) ? first : 0;

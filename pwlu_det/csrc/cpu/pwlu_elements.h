@@ -1,4 +1,4 @@
-// PWLU's kernels that take one element at a time: for float64, and for whatever float does not hold.
+// PWLU's kernels that process one element at a time: for float64, and for values that float cannot represent.
 #pragma once
 
 #include "convert.h"
@@ -14,7 +14,7 @@ using pwlu::PwluBlock;
 using pwlu::PwluFunction;
 using pwlu::ShiftedSums;
 
-// Calls run(line) with the line that the channel is computed with.
+// Calls run(line) with the line, in float or double, that the channel is computed with.
 template <typename Run>
 void with_line(const PwluFunction<float>& f, const Run& run) {
   f.fits ? run(f.line) : run(pwlu::make_line<double>(f.parameters));
@@ -25,7 +25,7 @@ inline void add_to(const Moments& moments, int column, double g, double distance
   moments.moment[column] += g * distance;
 }
 
-// In double, all elements or only those that are not finite yet.
+// Computes y in double, for all elements or only for those whose y is not finite yet.
 template <typename T>
 void forward_carefully(const T* x, T* y, int64_t n, int64_t stride, const PwluFunction<float>& f, bool all) {
   with_line(f, [&](auto line) {
@@ -37,7 +37,7 @@ void forward_carefully(const T* x, T* y, int64_t n, int64_t stride, const PwluFu
   });
 }
 
-// Of grad_x and moments one may be null, here and below.
+// Either grad_x or moments may be null, here and below.
 template <typename T>
 void backward_carefully(const T* grad, const T* x, T* grad_x, int64_t n, int64_t stride, const PwluFunction<float>& f,
                         const Moments* moments) {
@@ -46,7 +46,7 @@ void backward_carefully(const T* grad, const T* x, T* grad_x, int64_t n, int64_t
     for (int64_t i = 0; i < n * stride; i += stride) {
       const double g = to_float(grad[i]);
       const pwlu::Careful at = pwlu::evaluate_carefully(f.parameters, line, R(to_float(x[i])));
-      // As elsewhere where float holds the slope: no element's bits depend on what others are near it.
+      // If float can hold the slope, compute as elsewhere: no element's result may depend on its neighbors.
       if (grad_x) from_float(f.fits ? float(g) * f.slope[at.k + 1] : float(g * at.slope), grad_x[i]);
       if (moments) add_to(*moments, at.k + 1, g, at.distance);
     }

@@ -1,4 +1,4 @@
-// The functions of all channels of a call, as tables in the kernels' arithmetic.
+// The functions of all channels, as tables in the kernels' arithmetic type.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -30,7 +30,7 @@ class PwluFunctions {
   int bins() const { return num_intervals + 2; }
   const PwluFunction<R>& operator[](int64_t c) const { return functions_[c]; }
 
-  // Lay out what blocks need.
+  // Builds the tables that blocks need.
   void prepare_blocks() {
     lanes_.resize(5 * padded());
     pairs_.resize(padded() * 2 * bins());
@@ -95,7 +95,7 @@ class PwluFunctions {
   std::vector<PwluFunction<R>> functions_;
 };
 
-// Of one channel, in the order of the arguments: points (N + 1), then the other four.
+// Writes the gradients of one channel in the order of the arguments: points (N + 1), then the other four.
 template <typename R>
 void finish_gradients(const PwluFunction<R>& f, const Moments& moments, double* grads) {
   const auto with = [&](const auto& line) {

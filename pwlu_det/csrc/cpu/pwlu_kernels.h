@@ -1,4 +1,4 @@
-// PWLU's kernels as each instruction set provides them.
+// The PWLU kernels that each instruction set provides.
 #pragma once
 
 #include "../pwlu_math.h"
@@ -6,19 +6,19 @@
 
 namespace pwlu {
 
-// One channel's function, as tables of N + 2 entries, behind which whole vectors can be read.
+// The function of one channel, as tables of N + 2 entries, padded so that whole vectors can be read.
 template <typename R>
 struct PwluFunction {
   Parameters<double> parameters;
   Line<R> line;
   const R* value;
   const R* slope;
-  bool fits;  // R; else the channel is computed in double
+  bool fits;  // in R; if false, the channel is computed in double
 
   PWLU_INLINE int bins() const { return parameters.num_intervals + 2; }
 };
 
-// The functions of neighbouring channels, as channels_last memory has them: one line for each lane of a vector.
+// The functions of adjacent channels, for channels_last memory: one line for each lane of a vector.
 template <typename R>
 struct PwluBlock {
   int channels;
@@ -30,8 +30,8 @@ struct PwluBlock {
   PWLU_INLINE int bins() const { return functions->bins(); }
 };
 
-// Kernels for elements of type T. Backward adds to the moments; either these or grad_x may be null, if only the other
-// is asked for.
+// Kernels for elements of type T. Backward adds to the moments; either these or grad_x may be null if only the other
+// is requested.
 template <typename T>
 struct PwluDtype {
   using R = Compute<T>;
@@ -41,8 +41,8 @@ struct PwluDtype {
   void (*backward)(const T* grad, const T* x, T* grad_x, int64_t n, const PwluFunction<R>& function,
                    const Moments* moments);
   ShiftedSums (*relu_sums)(const T* x, T* y, int64_t n, double shift);
-  // `rows` times the channels of a block, with `stride` elements from row to row; moments, shift and sums have one
-  // entry for each channel
+  // `rows` rows of the channels of a block, with a stride of `stride` elements between rows; moments, shift and sums
+  // have one entry per channel
   void (*forward_block)(const T* x, T* y, int64_t rows, int64_t stride, const PwluBlock<R>& block);
   void (*backward_block)(const T* grad, const T* x, T* grad_x, int64_t rows, int64_t stride,
                          const PwluBlock<R>& block, const Moments* moments);

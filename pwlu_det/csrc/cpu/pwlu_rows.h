@@ -1,11 +1,11 @@
-// PWLU's kernels over the elements of one channel.
+// PWLU's kernels for the elements of one channel.
 #pragma once
 
 #include "pwlu_sums.h"
 
 namespace {
 
-// Left of B_L, between the bounds and right of B_R: all three for every x, so only the N inner bins are looked up.
+// Computes y left of B_L, between the bounds and right of B_R for every x, so only the N inner bins are looked up.
 template <int Registers, typename T>
 void forward_row(const T* x, T* y, int64_t n, const PwluFunction<float>& f) {
   const int num_intervals = f.parameters.num_intervals;
@@ -13,7 +13,7 @@ void forward_row(const T* x, T* y, int64_t n, const PwluFunction<float>& f) {
   const Vec left(f.line.left), left_value(f.value[0]), left_slope(f.slope[0]);
   const Vec right(f.line.right), right_value(f.value[num_intervals + 1]), right_slope(f.slope[num_intervals + 1]);
   const Vec length(f.line.length), middle(f.line.middle), scale(f.line.scale), last(f.line.last - 0.5f), zero(0.0f);
-  Vec trap(0.0f);  // becomes NaN with the first y that is not finite
+  Vec trap(0.0f);  // becomes NaN at the first y that is not finite
   for_vectors(n, [&](int64_t i, int count) {
     const Vec xv = load(x + i, count), from_left = xv - left, from_right = xv - right;
     const Index k(min(max(from_left * scale, zero), last));
@@ -26,7 +26,7 @@ void forward_row(const T* x, T* y, int64_t n, const PwluFunction<float>& f) {
   if (any_nan(trap)) forward_carefully(x, y, n, 1, f, false);
 }
 
-// Where x falls: the columns in the channel's tables, and the distances from the centres.
+// Locates x: the columns in the channel's tables, and the distances from the centers.
 class RowLocator {
  public:
   explicit RowLocator(const Line<float>& line)
@@ -60,7 +60,7 @@ void backward_row_of_x(const T* grad, const T* x, T* grad_x, int64_t n, const Pw
   });
 }
 
-// The moments, and where kX says so the gradient of x.
+// The moments and, if kX is set, the gradient of x.
 template <int Registers, bool kX, typename T>
 void backward_row(const T* grad, const T* x, T* grad_x, int64_t n, const PwluFunction<float>& f, Moments moments) {
   const Table<Registers> slope(f.slope);
@@ -72,7 +72,7 @@ void backward_row(const T* grad, const T* x, T* grad_x, int64_t n, const PwluFun
   for (int64_t start = 0; start < n; start += kStretch) {
     const int64_t size = std::min(kStretch, n - start);
     for_vectors(size, [&](int64_t i, int count) {
-      // beyond the end g is 0: it adds nothing
+      // g is 0 beyond the end and adds nothing
       const Vec xv = load(x + start + i, count), g = load(grad + start + i, count);
       const auto place = locate(xv);
       if constexpr (kX) store(g * slope[place.column], grad_x + start + i, count);
@@ -97,13 +97,13 @@ ShiftedSums relu_sums_row(const T* x, T* y, int64_t n, double shift) {
   ShiftedSums total{0, 0}, lanes[Vec::kSize];
   sums.store(lanes);
   for (const ShiftedSums& lane : lanes) total += lane;
-  const int64_t padding = (Vec::kSize - n % Vec::kSize) % Vec::kSize;  // zeros, which were added as well
+  const int64_t padding = (Vec::kSize - n % Vec::kSize) % Vec::kSize;  // the zeros that were also added
   total.sum += padding * shift;
   total.square -= padding * shift * shift;
   return total;
 }
 
-// Calls run(constant), the number of registers that hold a table of this size, or 0 where it is looked up in memory.
+// Calls run(constant) with the number of registers that hold a table of this size, or 0 for a lookup in memory.
 template <typename Run>
 void with_registers(int size, const Run& run) {
   const int registers = (size + Vec::kSize - 1) / Vec::kSize;

@@ -1,4 +1,4 @@
-// The sums over PWLU's bins.
+// Sums over PWLU's bins.
 #pragma once
 
 #include "pwlu_elements.h"
@@ -6,18 +6,18 @@
 
 namespace {
 
-// Sums by bin of pairs (g, g * distance). Each lane adds to sums of its own, [lanes, bins], in float, and for few
-// vectors; then they are added up in double. All in a fixed order.
+// Sums of pairs (g, g * distance) by bin. Each lane has its own sums, [lanes, bins], in float. After a small number
+// of vectors, they are added up in double. The order is fixed.
 //
-// A few vectors' pairs are put down before they are added: the one is work for the vector units, the other a chain
-// of loads and stores, and the processor overlaps more of each when they do not alternate.
+// The pairs of several vectors are stored before they are added: storing them is work for the vector units, adding
+// them is a chain of loads and stores, and the processor overlaps more of both when they do not alternate.
 class PwluBinSums {
  public:
-  // Vectors in a row that a sum in float may run over: n additions of like numbers are off by n / 2^26 of their sum.
-  // Where lanes are channels that is all; the lanes of one channel are added up in float as well.
+  // The number of vectors that a sum in float may run over: n additions of similar numbers have an error of n / 2^26
+  // of their sum. kStretch is smaller because the lanes of one channel are added up in float as well.
   static constexpr int kStretch = 32, kBlockStretch = 64, kSlots = 64;
 
-  // Room for `lanes` lanes, as many as fill vectors. Of one channel the lanes begin where a vector does, too.
+  // Room for `lanes` lanes, a multiple of the vector size. For one channel, each lane starts at a vector boundary.
   PwluBinSums(int lanes, int bins, bool one_channel)
       : lanes_(lanes),
         bins_(bins),
@@ -34,10 +34,10 @@ class PwluBinSums {
     if (total_ != few_total_) delete[] total_;
   }
 
-  // From lane to lane.
+  // The stride between lanes.
   int stride() const { return stride_; }
 
-  // `at` gives for each lane its place in [lanes, stride].
+  // `at` holds the index in [lanes, stride] for each lane.
   PWLU_INLINE void put(int64_t slot, const Index& at, Vec g, Vec moment) {
     at.times8().store(bytes_[slot]);
     store_pairs(g, moment, more_[slot]);
@@ -50,8 +50,7 @@ class PwluBinSums {
     }
   }
 
-  // Each of these gives the sums to the moments, unless some are not finite, and starts anew: of one channel in all
-  // lanes of a vector ...
+  // Adds the sums to the moments, unless some are not finite, and resets them. All lanes belong to one channel.
   bool take(Moments moments) {
     float *sums = reinterpret_cast<float*>(sums_), *total = reinterpret_cast<float*>(total_);
     Vec trap(0.0f);
@@ -69,7 +68,7 @@ class PwluBinSums {
     add_to(moments, total_);
     return true;
   }
-  // ... and of a channel in each lane.
+  // The same with one channel per lane.
   bool take(const Moments* moments, int channels) {
     Vec trap(0.0f);
     for (int i = 0; i < 2 * size(); i += Vec::kSize) {

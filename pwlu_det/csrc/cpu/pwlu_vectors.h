@@ -1,4 +1,4 @@
-// PWLU's kernels over the vectors of an instruction set.
+// PWLU's kernels for the vectors of an instruction set.
 #pragma once
 
 #include "pwlu_blocks.h"

@@ -1,15 +1,15 @@
-// What the kernels of all ops have in common. No torch in here.
+// Definitions that the kernels of all ops share. Independent of torch.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
-// A function that is a part of whatever calls it, so that no two files share what their compilers make of it.
+// A function that is always inlined, so that files compiled for different processors do not share its code.
 #define PWLU_INLINE inline __attribute__((always_inline))
 
 namespace pwlu {
 
-// 16-bit types, by their bits.
+// 16-bit types, stored as bits.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -17,7 +17,7 @@ struct Half {
   uint16_t bits;
 };
 
-// What elements of type T are computed in.
+// The type of the arithmetic on elements of type T.
 template <typename T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -43,12 +43,12 @@ struct ByDtype {
   }
 };
 
-// In channels_last memory neighbouring channels are worked on together, so many at most. Tables by channel have
-// kLanePadding more numbers at the end, so that whole vectors can be read.
+// In channels_last memory, up to kBlockChannels adjacent channels are processed together. Tables with one entry per
+// channel have kLanePadding more entries at the end, so that whole vectors can be read.
 constexpr int kBlockChannels = 256, kLanePadding = 16;
 
-// Parameters of neighbouring channels: parameter k of channel c is at k * stride + c, with kLanePadding behind the
-// last channel.
+// Parameters of adjacent channels: parameter k of channel c is at k * stride + c, with kLanePadding more entries
+// after the last channel.
 struct ChannelParameters {
   int channels, size;
   int64_t stride;
@@ -56,7 +56,7 @@ struct ChannelParameters {
   const double* wide;
 };
 
-// Sums over elements of x - shift and of its squares. With a shift near the mean they lose nothing to cancellation.
+// Sums over elements of x - shift and of its square. A shift near the mean avoids cancellation.
 struct ShiftedSums {
   double sum, square;
 
@@ -67,7 +67,7 @@ struct ShiftedSums {
   }
 };
 
-// A null pointer, which stands for a gradient that is not asked for, stays one.
+// A null pointer, which stands for a gradient that is not requested, stays null.
 template <typename T>
 PWLU_INLINE T* advance(T* p, int64_t n) {
   return p ? p + n : nullptr;

@@ -1,11 +1,11 @@
-// Stretches of memory as vectors, of the kind that the file in targets/ has chosen.
+// Access to memory as vectors of the type that the including file in targets/ has chosen.
 #pragma once
 
 #include "convert.h"
 
 namespace {
 
-// Calls step(from, count) for each whole vector of n elements, and once more for what remains.
+// Calls step(from, count) for each whole vector of n elements, and once more for the remaining elements.
 template <typename Step>
 PWLU_INLINE void for_vectors(int64_t n, const Step& step) {
   int64_t i = 0;
@@ -13,7 +13,7 @@ PWLU_INLINE void for_vectors(int64_t n, const Step& step) {
   if (i < n) step(i, int(n - i));
 }
 
-// What remains is padded with zeros.
+// A partial vector is padded with zeros.
 template <typename T>
 PWLU_INLINE Vec load(const T* p, int count) {
   if (count == Vec::kSize) return Vec::load(p);

@@ -1,8 +1,8 @@
 // From what the host knows at run time to the kernels' template arguments.
 #pragma once
 
+#include "element.h"
 #include "items.cuh"
-#include "pwlu_tables.cuh"
 
 namespace pwlu {
 
@@ -25,14 +25,6 @@ auto with_element(Element element, const F& f) {
     default:
       return f(Tag<float>{});
   }
-}
-
-// Whether PWLU's kernels take a tensor by rows; other tensors are contiguous.
-inline bool by_rows(const Layout& layout, Element element, int num_intervals) {
-  return layout.channels_last && channels_last_fits(element, num_intervals);
-}
-inline bool is_supported(const Layout& layout, Element element, int num_intervals) {
-  return !layout.channels_last || layout.inner == 1 || channels_last_fits(element, num_intervals);
 }
 
 // f(type of the elements, items)

@@ -99,13 +99,13 @@ int launch_frelu_norm_sums(const Images& images, Element element, const Norm& no
 
 int launch_frelu_backward(const Images& images, Element element, const Convolution& convolution, const Norm* norm,
                           const void* norm_means, const void* grad, const void* x, const void* kept, void* grad_x,
-                          const ConvolutionGradients& gradients, double* workspace, void* stream) {
+                          const ConvolutionGradients* gradients, double* workspace, void* stream) {
   return with_strips(images, element, [&](auto tag, const auto& strips) {
     using T = typename decltype(tag)::type;
     using R = Real<T>;
     constexpr int kLanes = std::decay_t<decltype(strips)>::kLanes;
     const auto run = [&](auto kernel, const auto& arrays) {
-      return launch(kernel, strips.items(), kThreads, kSumsBytes<kConvolutionSums>, stream, strips,
+      return launch(kernel, strips.items(), kThreads, gradients ? kSumsBytes<kConvolutionSums> : 0, stream, strips,
                     static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<const T*>(kept),
                     static_cast<T*>(grad_x), ConvolutionArrays<R>(convolution), arrays, workspace);
     };
@@ -113,8 +113,8 @@ int launch_frelu_backward(const Images& images, Element element, const Convoluti
                                   typename BatchNorm<R>::Arrays{NormArrays<R>(*norm),
                                                                 static_cast<const R*>(norm_means), strips.channels()})
                             : run(frelu_backward_kernel<T, kLanes, FixedNorm<R>>, typename FixedNorm<R>::Arrays{});
-    if (status != 0) return status;
-    const FinishConvolution<R> finish{static_cast<R*>(gradients.weight), static_cast<R*>(gradients.bias)};
+    if (status != 0 || !gradients) return status;
+    const FinishConvolution<R> finish{static_cast<R*>(gradients->weight), static_cast<R*>(gradients->bias)};
     return finish_sums<kConvolutionSums>(strips, workspace, finish, stream);
   });
 }

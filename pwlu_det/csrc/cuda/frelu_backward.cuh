@@ -64,7 +64,8 @@ struct GradientSource {
 
 constexpr int kConvolutionSums = 10;  // nine weights and the bias
 
-// sums is [channel][kConvolutionSums][item]. In double it takes more registers than elsewhere.
+// sums is [channel][kConvolutionSums][item]; it, or grad_x, is null where it is not wanted. In double it takes more
+// registers than elsewhere.
 template <typename T, int kLanes, typename Norm>
 __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? kBlocks : 3)
     frelu_backward_kernel(Strips<kLanes> strips, const T* __restrict__ grad, const T* __restrict__ x,
@@ -86,9 +87,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? kBlocks : 3)
       const auto use = [&](int64_t at, const auto& above, const auto& row, const auto& below) {
 #pragma unroll
         for (int c = 0; c < kColumns; ++c) {
-          if (!strip.has(c)) continue;
           const R by_x = filter.transposed(above.to_conv, row.to_conv, below.to_conv, c, row.to_x[c]);
-          from_real(by_x, (grad_x + at)[c * strips.pixel()]);
+          if (grad_x && strip.has(c)) from_real(by_x, (grad_x + at)[c * strips.pixel()]);
+        }
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) {
+          if (!strip.has(c)) continue;
           for_taps(above.to_conv, row.to_conv, below.to_conv, c,
                    [&](int k, R tap) { own[8 - k] = fma(row.x[c], tap, own[8 - k]); });
           own[9] += row.to_conv[c + 1];
@@ -97,6 +101,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? kBlocks : 3)
       walk<GradientRow<R>>(strip, strips.row(), load, use);
     });
   }
+  if (!sums) return;
   double wide[kConvolutionSums];
   for (int k = 0; k < kConvolutionSums; ++k) wide[k] = own[k];
   strips.store(wide, sums);

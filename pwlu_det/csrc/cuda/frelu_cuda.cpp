@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "../signatures.h"
-#include "frelu.h"
+#include "frelu_launch.h"
 #include "glue.h"
 
 namespace pwlu {
@@ -27,9 +27,7 @@ struct Input {
   Tensor alike(const Tensor& other) const { return other.contiguous(format); }
   Tensor by_channel() const { return wide({dense.size(1)}); }
   Tensor wide(at::IntArrayRef sizes) const { return at::empty(sizes, dense.options().dtype(compute_dtype(dense))); }
-  Tensor workspace() const {
-    return at::empty({frelu_workspace(images, element)}, dense.options().dtype(at::kDouble));
-  }
+  Tensor workspace() const { return make_workspace(dense, frelu_workspace(images, element)); }
 };
 
 struct ConvolutionTensors {
@@ -111,20 +109,21 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
                                             const Tensor& weight, const Tensor& bias, const Norm* norm,
                                             const void* norm_means, std::array<bool, 2> output_mask) {
   const auto [with_x, with_parameters] = output_mask;
-  const ConvolutionTensors convolution(x, weight, bias);
-  if (x.numel() == 0) {
-    return {with_x ? at::empty_like(x) : not_computed(x),
-            with_parameters ? at::zeros_like(weight) : not_computed(weight),
-            with_parameters ? at::zeros_like(bias) : not_computed(bias)};
-  }
   const Input in(x);
-  const Tensor g = in.alike(grad), kept_ = in.alike(kept), workspace = in.workspace();
-  const Tensor grad_x = at::empty_like(in.dense), of_weight = in.wide({x.size(1), 9}), of_bias = in.by_channel();
-  check_launched(launch_frelu_backward(
-      in.images, in.element, convolution.arrays(), norm, norm_means, g.const_data_ptr(), in.dense.const_data_ptr(),
-      kept_.const_data_ptr(), grad_x.mutable_data_ptr(), {of_weight.mutable_data_ptr(), of_bias.mutable_data_ptr()},
-      workspace.mutable_data_ptr<double>(), current_stream()));
-  return {with_x ? with_layout_of(x, in.dense, grad_x) : not_computed(x),
+  const Tensor grad_x = with_x ? at::empty_like(in.dense) : Tensor();
+  Tensor of_weight, of_bias, workspace;
+  if (with_parameters) of_weight = in.wide({x.size(1), 9}).zero_(), of_bias = in.by_channel().zero_();
+  if (x.numel() > 0 && (with_x || with_parameters)) {
+    const ConvolutionTensors convolution(x, weight, bias);
+    const Tensor g = in.alike(grad), kept_ = in.alike(kept);
+    if (with_parameters) workspace = in.workspace();
+    const ConvolutionGradients places{data_or_null(of_weight), data_or_null(of_bias)};
+    check_launched(launch_frelu_backward(in.images, in.element, convolution.arrays(), norm, norm_means,
+                                         g.const_data_ptr(), in.dense.const_data_ptr(), kept_.const_data_ptr(),
+                                         data_or_null(grad_x), with_parameters ? &places : nullptr,
+                                         data_or_null<double>(workspace), current_stream()));
+  }
+  return {with_layout_of(x, in.dense, grad_x),
           with_parameters ? gradient_of(weight, of_weight) : not_computed(weight),
           with_parameters ? gradient_of(bias, of_bias) : not_computed(bias)};
 }

@@ -2,7 +2,7 @@
 // go over elements, without neighbours.
 #pragma once
 
-#include "frelu.h"
+#include "frelu_launch.h"
 #include "frelu_sums.cuh"
 #include "items.cuh"
 

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "device.cuh"
-#include "frelu.h"
+#include "frelu_launch.h"
 #include "frelu_sums.cuh"
 
 namespace pwlu {

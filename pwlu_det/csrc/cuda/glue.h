@@ -5,7 +5,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "../tensors.h"
-#include "launch.h"
+#include "element.h"
 
 namespace pwlu {
 namespace {
@@ -31,6 +31,17 @@ inline Tensor as_computed(const Tensor& x, const Tensor& parameter) { return par
 // The same as a dense array.
 inline Tensor dense_parameter(const Tensor& x, const Tensor& parameter) {
   return as_computed(x, parameter).contiguous();
+}
+
+// What launchers take for a tensor that they write, null for one that is undefined.
+template <typename T = void>
+T* data_or_null(const Tensor& tensor) {
+  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+// Memory for sums, undefined if there are none.
+inline Tensor make_workspace(const Tensor& x, int64_t doubles) {
+  return doubles > 0 ? at::empty({doubles}, x.options().dtype(at::kDouble)) : Tensor();
 }
 
 inline void check_launched(int status) {

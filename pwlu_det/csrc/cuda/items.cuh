@@ -7,8 +7,8 @@
 // alone, and results are added up in their order: gradients are the same, bit for bit, from run to run.
 #pragma once
 
+#include "../layout.h"
 #include "device.cuh"
-#include "launch.h"
 
 namespace pwlu {
 
@@ -19,7 +19,7 @@ template <typename T, int K, bool kOut = true>
 struct Streams {
   const T* in[K];
   T* out;
-  bool keep;  // whether to write it
+  bool keep;  // whether to write it, which may be known at run time alone
 
   __device__ Streams at(int64_t offset) const {
     Streams moved = *this;
@@ -58,10 +58,13 @@ __device__ __forceinline__ void apply(const Streams<T, K, kOut>& streams, int64_
 template <int U, typename A, typename T, int K, bool kOut, typename Body>
 __device__ __forceinline__ void apply_all(const Streams<T, K, kOut>& streams, int lane, int side, int n, Body& body) {
   constexpr int kSize = sizeof(A) / sizeof(T);
-  const int even = side < kWarp ? 0 : n & ~(U * side - 1);
+  int even = 0;
   // Each warp takes U neighbouring stretches, so that the distance between them is known to the compiler.
-  for (int i = (lane & ~(kWarp - 1)) * U + (lane & (kWarp - 1)); i < even; i += U * side) {
-    apply<U, A>(streams.at(int64_t(i) * kSize), kWarp * kSize, body);
+  if constexpr (U * kSize > 1) {
+    if (side >= kWarp) even = n & ~(U * side - 1);
+    for (int i = (lane & ~(kWarp - 1)) * U + (lane & (kWarp - 1)); i < even; i += U * side) {
+      apply<U, A>(streams.at(int64_t(i) * kSize), kWarp * kSize, body);
+    }
   }
   for (int i = even + lane; i < n; i += side) apply<1, A>(streams.at(int64_t(i) * kSize), 0, body);
 }
@@ -117,9 +120,10 @@ class Planes {
       }
     }
 
-    // body(offset) for every step-th element, without haste.
+    // body(offset) for every step-th element, without haste: unrolled it would be half of a kernel's code.
     template <typename Body>
     __device__ void walk(int first, int step, const Body& body) const {
+#pragma unroll 1
       for (int i = first; i < planes * length; i += step) body(start + i / length * stride + i % length);
     }
   };
@@ -181,6 +185,7 @@ class Rows {
     template <typename Body>
     __device__ void walk(int first, int step, const Body& body) const {
       if (!inside) return;
+#pragma unroll 1
       for (int i = first; i < rows; i += step) body(start + i * stride);
     }
   };

@@ -9,8 +9,8 @@
 
 #include "dispatch.cuh"
 #include "items.cuh"
-#include "number.cuh"
-#include "pointwise.h"
+#include "pointwise_launch.h"
+#include "pointwise_number.cuh"
 
 namespace pwlu {
 
@@ -115,23 +115,25 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 // --- backward ------------------------------------------------------------------------------------
 
-template <typename F>
+// With kSums for the parameters' gradients.
+template <typename F, bool kSums>
 struct PointwiseBackwardBody {
+  static constexpr int kCount = kSums ? F::kSize : 0;
   Number own[kRoom<F>], sums[kRoom<F>], trap{0};
 
   __device__ PointwiseBackwardBody() {
-    for (Number& sum : sums) sum = Number(0);
+    for (int k = 0; k < kCount; ++k) sums[k] = Number(0);
   }
   // of x and g
   __device__ __forceinline__ float operator()(const float (&in)[2]) {
     Number by_own[kRoom<F>];
     const Number g(in[1]), by_x = g * F().backward(Number(in[0]), own, by_own);
     trap = fma(by_x, Number(0), trap);
-    for (int k = 0; k < F::kSize; ++k) sums[k] = fma(g, by_own[k], sums[k]);
+    for (int k = 0; k < kCount; ++k) sums[k] = fma(g, by_own[k], sums[k]);
     return by_x.value;
   }
   __device__ bool good() {
-    for (const Number& sum : sums) trap = fma(sum, Number(0), trap);
+    for (int k = 0; k < kCount; ++k) trap = fma(sums[k], Number(0), trap);
     return trap.value == 0;
   }
 };
@@ -141,15 +143,15 @@ constexpr int kSumsAtOnce = 16;
 inline int64_t sum_bytes(int size) { return (size < kSumsAtOnce ? size : kSumsAtOnce) * kThreads * sizeof(double); }
 
 // Adds up the threads' sums of an item in double, a warp for each: partials is [channel][sum][item].
-template <typename Items, typename Sum>
-__device__ __forceinline__ void add_up(const Items& items, int size, double* partials, const Sum& sum) {
+template <typename Items>
+__device__ __forceinline__ void add_up(const Items& items, int size, double* partials, const double* sums) {
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
   double* scratch = reinterpret_cast<double*>(shared_memory);
   const int lane = threadIdx.x % kWarp;
   for (int first = 0; first < size; first += kSumsAtOnce) {
     const int count = size - first < kSumsAtOnce ? size - first : kSumsAtOnce;
-    for (int k = 0; k < count; ++k) scratch[k * kThreads + threadIdx.x] = sum(first + k);
+    for (int k = 0; k < count; ++k) scratch[k * kThreads + threadIdx.x] = sums[first + k];
     __syncthreads();
     for (int k = threadIdx.x / kWarp; k < count; k += kWarps) {
       double total = 0;
@@ -168,37 +170,42 @@ __device__ __noinline__ double careful_slope(const F& function, double x, const 
   return function.backward(x, own, by_own);
 }
 
-// Computes all of an item in double.
-template <typename F, typename T, typename Items>
+// Computes a thread's sums in double, and of its dx what is not finite, or all.
+template <bool kSums, typename F, typename T, typename Items>
 __device__ __noinline__ void mend_pointwise_backward(Items items, const T* grad, const T* x, T* grad_x,
-                                                     Site<F, Real<T>> site, double* partials) {
+                                                     Site<F, Real<T>> site, double* sums) {
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
-  double own[kRoom<F>], by_own[kRoom<F>], sums[kRoom<F>];
+  double own[kRoom<F>], by_own[kRoom<F>];
   site.load(item.channel, own);
-  for (int k = 0; k < site.size(); ++k) sums[k] = 0;
+  const int count = kSums ? site.size() : 0;
+  for (int k = 0; k < count; ++k) sums[k] = 0;
   item.walk(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
-    const double g = to_real(grad[at]);
-    from_real(Real<T>(g * careful_slope(site.function, to_real(x[at]), own, by_own)), grad_x[at]);
-    for (int k = 0; k < site.size(); ++k) sums[k] += g * by_own[k];
+    const bool keep = grad_x && !(kFast<F, T> && is_finite(to_real(grad_x[at])));
+    if (!kSums && !keep) return;
+    const double g = to_real(grad[at]), by_x = g * careful_slope(site.function, to_real(x[at]), own, by_own);
+    if (keep) from_real(Real<T>(by_x), grad_x[at]);
+    for (int k = 0; k < count; ++k) sums[k] += g * by_own[k];
   });
-  add_up(items, site.size(), partials, [&](int k) { return sums[k]; });
 }
 
-template <typename F, typename T, typename Items>
+// dx is not wanted where grad_x is null; kSums says whether the sums are.
+template <bool kSums, typename F, typename T, typename Items>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     pointwise_backward_kernel(Items items, const T* grad, const T* x, T* grad_x, Site<F, Real<T>> site,
                               double* partials) {
+  double sums[kRoom<F>];
+  bool good = false;
   if constexpr (kFast<F, T>) {
     const auto item = items.item(blockIdx.x);
-    PointwiseBackwardBody<F> body;
+    PointwiseBackwardBody<F, kSums> body;
     site.load(item.channel, body.own);
-    item.sweep(Streams<T, 2>{{x, grad}, grad_x, true}, body);
-    if (!__syncthreads_or(!body.good())) {
-      return add_up(items, F::kSize, partials, [&](int k) { return double(body.sums[k].value); });
-    }
+    item.sweep(Streams<T, 2>{{x, grad}, grad_x, !kSums || grad_x}, body);
+    good = !__syncthreads_or(!body.good());
+    for (int k = 0; k < body.kCount; ++k) sums[k] = body.sums[k].value;
   }
-  mend_pointwise_backward<F>(items, grad, x, grad_x, site, partials);
+  if (!good) mend_pointwise_backward<kSums, F>(items, grad, x, grad_x, site, sums);
+  if (kSums) add_up(items, site.size(), partials, sums);
 }
 
 // Adds up each channel's items, a warp for each sum.

@@ -1,7 +1,7 @@
 // The ops of the pointwise activations on a GPU.
 #include "../pointwise_ops.h"
 #include "glue.h"
-#include "pointwise.h"
+#include "pointwise_launch.h"
 
 namespace pwlu {
 namespace {
@@ -47,33 +47,30 @@ struct Cuda {
   }
 
   static Tensor backward(Activation activation, const Tensor& grad, const Tensor& x, const ParameterRows& parameters,
-                         bool /*with_x*/, const ParameterRows& asked_for) {
+                         bool with_x, const ParameterRows& gradients) {
     const c10::cuda::CUDAGuard guard(x.device());
-    const ParameterRows rows = converted(x, parameters);
+    const auto format = format_of(x);
+    const Tensor dense = x.contiguous(format), grad_x = with_x ? at::empty_like(dense) : Tensor();
     if (x.numel() == 0) {
-      for (const Tensor& gradient : asked_for) gradient.zero_();
-      return at::empty_like(x);
-    }
-    ParameterRows gradients = asked_for;
-    if (asked_for.empty()) {
-      for (const Tensor& row : parameters) gradients.push_back(at::empty_like(row));
+      for (const Tensor& gradient : gradients) gradient.zero_();
+      return with_layout_of(x, dense, grad_x);
     }
     ParameterRows results;  // of the dtype that is computed in; in place where that is the parameter's
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const bool same = gradients[i].scalar_type() == compute_dtype(x);
-      results.push_back(same ? gradients[i] : at::empty_like(rows[i]));
+    for (const Tensor& gradient : gradients) {
+      const bool same = gradient.scalar_type() == compute_dtype(x);
+      results.push_back(same ? gradient : at::empty_like(gradient, gradient.options().dtype(compute_dtype(x))));
     }
-    const auto format = format_of(x);
-    const Tensor dense = x.contiguous(format), g = grad.contiguous(format), grad_x = at::empty_like(dense);
+    const Tensor g = grad.contiguous(format);
+    const ParameterRows rows = converted(x, parameters);
     const Layout layout = layout_of(dense, rows[0].size(1), format);
     const auto element = element_of(x);
     const auto coefficients = readable(rows);
-    const Tensor workspace =
-        at::empty({pointwise_workspace(layout, element, coefficients.size)}, x.options().dtype(at::kDouble));
-    check_launched(launch_pointwise_backward(activation, layout, element, coefficients, g.const_data_ptr(),
-                                             dense.const_data_ptr(), grad_x.mutable_data_ptr(), writable(results),
-                                             workspace.mutable_data_ptr<double>(), current_stream()));
-    for (size_t i = 0; i < rows.size(); ++i) {
+    const auto places = writable(results);
+    const Tensor workspace = make_workspace(x, pointwise_workspace(layout, element, places.size));
+    check_launched(launch_pointwise_backward(
+        activation, layout, element, coefficients, g.const_data_ptr(), dense.const_data_ptr(), data_or_null(grad_x),
+        gradients.empty() ? nullptr : &places, data_or_null<double>(workspace), current_stream()));
+    for (size_t i = 0; i < results.size(); ++i) {
       if (!results[i].is_same(gradients[i])) gradients[i].copy_(results[i]);
     }
     return with_layout_of(x, dense, grad_x);

@@ -20,10 +20,10 @@ struct Windows {
 
 // [bin][lane] of slope and centre, then for the window's bins the sums [bin][thread] of g and of g * (x - c_k).
 template <typename R, int kLanes>
-struct BackwardTable {
+struct PwluBackwardTable {
   static constexpr int kNumbers = 2;
 
-  __device__ explicit BackwardTable(int num_intervals)
+  __device__ explicit PwluBackwardTable(int num_intervals)
       : lines(reinterpret_cast<Two<R>*>(shared_memory)),
         sums(reinterpret_cast<Two<R>*>(shared_memory + table_bytes<R>(kNumbers, num_intervals, kLanes))) {}
 
@@ -35,14 +35,15 @@ struct BackwardTable {
   Two<R>*lines, *sums;
 };
 
-template <int kLanes, typename R>
-struct BackwardBody {
+// With kSums for the parameters' gradients.
+template <int kLanes, bool kSums, typename R>
+struct PwluBackwardBody {
   ByBin<R, Two<R>, kLanes> lines;
   ByBin<R, Two<R>, kThreads> sums;  // this thread's own
   Line<R> line;
   unsigned first, columns;  // of the window, as a raw bin
 
-  __device__ BackwardBody(const BackwardTable<R, kLanes>& table, const Line<R>& line, int first, int columns)
+  __device__ PwluBackwardBody(const PwluBackwardTable<R, kLanes>& table, const Line<R>& line, int first, int columns)
       : lines(table.lines + threadIdx.x % kLanes),
         sums(table.sums + int(threadIdx.x) - first * kThreads),
         line(line),
@@ -54,7 +55,7 @@ struct BackwardBody {
     const R x = in[0], g = in[1];
     const unsigned bin = raw_bin(x, line);
     const Two<R> at = lines[bin];  // slope, centre
-    if (bin - first < columns) {
+    if (kSums && bin - first < columns) {
       Two<R> sum = sums[bin];
       sum.first += g;
       sum.second = fma(g, x - at.second, sum.second);
@@ -88,19 +89,20 @@ class Partials {
 
 // Takes an item's sums anew, in double, a thread for each bin; and its dx, where the channel does not fit R.
 // Its arguments are the kernel's own, so that nothing has to be kept for it.
-template <typename T, typename Items>
-__device__ __noinline__ void mend_backward(Items items, const T* grad, const T* x, T* grad_x,
-                                           ParameterArrays<Real<T>> arrays, Windows windows, Partials partials) {
+template <bool kSums, typename T, typename Items>
+__device__ __noinline__ void mend_pwlu_backward(Items items, const T* grad, const T* x, T* grad_x,
+                                                ParameterArrays<Real<T>> arrays, Windows windows, Partials partials) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x / windows.count);
   const CarefulFunction<R, R> function(arrays.of(item.channel));
-  if (windows.number() == 0 && !(windows.tabled && function.fits())) {
+  if (grad_x && windows.number() == 0 && !(windows.tabled && function.fits())) {
     item.walk(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
       from_real(R(double(to_real(grad[at])) * function.slope(to_real(x[at]))), grad_x[at]);
     });
   }
-  for (int c = threadIdx.x / kLanes; c < windows.columns(arrays.num_intervals); c += kThreads / kLanes) {
+  const int columns = kSums ? windows.columns(arrays.num_intervals) : 0;
+  for (int c = threadIdx.x / kLanes; c < columns; c += kThreads / kLanes) {
     const int column = windows.first() + c;
     double amount = 0, moment = 0;
     item.walk(0, 1, [&](int64_t at) {
@@ -113,23 +115,24 @@ __device__ __noinline__ void mend_backward(Items items, const T* grad, const T* 
   }
 }
 
-template <typename T, typename Items>
+// dx is not wanted where grad_x is null; kSums says whether the sums are.
+template <bool kSums, typename T, typename Items>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    backward_kernel(Items items, const T* grad, const T* x, T* grad_x, ParameterArrays<Real<T>> arrays,
-                    Windows windows, Partials partials) {
+    pwlu_backward_kernel(Items items, const T* grad, const T* x, T* grad_x, ParameterArrays<Real<T>> arrays,
+                         Windows windows, Partials partials) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
-  const int columns = windows.columns(arrays.num_intervals);
+  const int columns = kSums ? windows.columns(arrays.num_intervals) : 0;
   const auto item = items.item(blockIdx.x / windows.count);
   bool good = false;
   if (windows.tabled) {
     const auto p = arrays.of(item.channel);
-    const BackwardTable<R, kLanes> table(p.num_intervals);
-    BackwardBody<kLanes, R> body(table, make_line<R>(p), windows.first(), columns);
+    const PwluBackwardTable<R, kLanes> table(p.num_intervals);
+    PwluBackwardBody<kLanes, kSums, R> body(table, make_line<R>(p), windows.first(), columns);
     for (int c = 0; c < columns; ++c) table.sums[c * kThreads + threadIdx.x] = {0, 0};
     good = table.make(p, body.line);
     __syncthreads();
-    item.sweep(Streams<T, 2>{{x, grad}, grad_x, windows.number() == 0}, body);
+    item.sweep(Streams<T, 2>{{x, grad}, grad_x, !kSums || (grad_x && windows.number() == 0)}, body);
     __syncthreads();
     // A warp for each column, over the threads of its lane.
     for (int c = threadIdx.x / kWarp; c < columns; c += kWarps) {
@@ -145,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       }
     }
   }
-  if (__syncthreads_or(!good)) mend_backward<T>(items, grad, x, grad_x, arrays, windows, partials);
+  if (__syncthreads_or(!good)) mend_pwlu_backward<kSums, T>(items, grad, x, grad_x, arrays, windows, partials);
 }
 
 // Where the gradients go.
@@ -153,7 +156,7 @@ template <typename P>
 struct GradientArrays {
   P *points, *left_bound, *right_bound, *left_slope, *right_slope;
 
-  explicit GradientArrays(const FunctionGradients& g)
+  explicit GradientArrays(const PwluGradients& g)
       : points(static_cast<P*>(g.points)),
         left_bound(static_cast<P*>(g.left_bound)),
         right_bound(static_cast<P*>(g.right_bound)),
@@ -184,8 +187,8 @@ __device__ void finish_channel(const Parameters<P>& p, const Line<R>& line, cons
 // Adds up each channel's items into `sums`, [channel][amounts, moments], and makes gradients of them. A block for
 // each channel, of any number of warps.
 template <typename R, typename P>
-__global__ void finish_kernel(ParameterArrays<P> arrays, Partials partials, double* sums,
-                              GradientArrays<P> gradients) {
+__global__ void pwlu_finish_kernel(ParameterArrays<P> arrays, Partials partials, double* sums,
+                                   GradientArrays<P> gradients) {
   const int64_t channel = blockIdx.x;
   const auto p = arrays.of(channel);
   const int n = p.num_intervals, bins = n + 2;

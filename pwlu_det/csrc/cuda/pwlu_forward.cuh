@@ -15,10 +15,10 @@ struct alignas(16) BinLine {
 // [bin][lane]: the lanes of a warp that have a channel each meet in no bank of shared memory, whichever bins they
 // want.
 template <typename R, int kLanes>
-struct ForwardTable {
+struct PwluTable {
   static constexpr int kNumbers = 4;
 
-  __device__ ForwardTable() : lines(reinterpret_cast<BinLine<R>*>(shared_memory)) {}
+  __device__ PwluTable() : lines(reinterpret_cast<BinLine<R>*>(shared_memory)) {}
 
   template <typename P>
   __device__ bool make(const Parameters<P>& p, const Line<R>& line) const {
@@ -31,12 +31,12 @@ struct ForwardTable {
 };
 
 template <int kLanes, typename R>
-struct ForwardBody {
+struct PwluBody {
   ByBin<R, BinLine<R>, kLanes> lines;
   Line<R> line;
   R trap;  // NaN once a result was not finite
 
-  __device__ ForwardBody(const ForwardTable<R, kLanes>& table, const Line<R>& line)
+  __device__ PwluBody(const PwluTable<R, kLanes>& table, const Line<R>& line)
       : lines(table.lines + threadIdx.x % kLanes), line(line), trap(0) {}
 
   __device__ __forceinline__ R operator()(const R (&in)[1]) {
@@ -51,8 +51,7 @@ struct ForwardBody {
 // Computes anew what is not finite, or all where the channel does not fit R or has no table.
 // Its arguments are the kernel's own, so that nothing has to be kept for it.
 template <typename T, typename Items>
-__device__ __noinline__ void mend_forward(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays,
-                                          bool tabled) {
+__device__ __noinline__ void mend_pwlu(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays, bool tabled) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
@@ -66,21 +65,21 @@ __device__ __noinline__ void mend_forward(Items items, const T* x, T* y, Paramet
 // Only for Planes of 4 bytes and less does the compiler do well by itself.
 template <typename T, typename Items>
 __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 && Items::kLanes == 1 ? 0 : kBlocks)
-    forward_kernel(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays, bool tabled) {
+    pwlu_kernel(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays, bool tabled) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
   bool good = false;
   if (tabled) {
     const auto p = arrays.of(item.channel);
-    const ForwardTable<R, kLanes> table;
-    ForwardBody<kLanes, R> body(table, make_line<R>(p));
+    const PwluTable<R, kLanes> table;
+    PwluBody<kLanes, R> body(table, make_line<R>(p));
     good = table.make(p, body.line);
     __syncthreads();
     item.sweep(Streams<T, 1>{{x}, y, true}, body);
     good &= body.trap == 0;
   }
-  if (__syncthreads_or(!good)) mend_forward<T>(items, x, y, arrays, tabled);
+  if (__syncthreads_or(!good)) mend_pwlu<T>(items, x, y, arrays, tabled);
 }
 
 }  // namespace pwlu

@@ -5,8 +5,8 @@
 #include <type_traits>
 
 #include "../pwlu_math.h"
-#include "device.cuh"
-#include "launch.h"
+#include "dispatch.cuh"
+#include "pwlu_launch.h"
 
 namespace pwlu {
 
@@ -19,7 +19,7 @@ struct ParameterArrays {
   const P *points, *left_bound, *right_bound, *left_slope, *right_slope;
   int num_intervals;
 
-  explicit ParameterArrays(const Functions& f)
+  explicit ParameterArrays(const PwluParameters& f)
       : points(static_cast<const P*>(f.points)),
         left_bound(static_cast<const P*>(f.left_bound)),
         right_bound(static_cast<const P*>(f.right_bound)),
@@ -102,6 +102,7 @@ __device__ bool channel_fits(const Parameters<P>& p, const Line<R>& line) {
 template <int kLanes, typename R, typename P, typename Make>
 __device__ bool make_table(const Parameters<P>& p, const Line<R>& line, const Make& make) {
   bool fits = bounds_fit(p, line);
+#pragma unroll 1
   for (int i = threadIdx.x; i < (p.num_intervals + 2) * kLanes; i += kThreads) {
     const int k = i / kLanes - 1;
     make(i, k);
@@ -135,5 +136,14 @@ class CarefulFunction {
   Line<double> wide_;
   bool fits_;
 };
+
+// f(type of the elements, items): by rows where their tables fit.
+template <typename F>
+auto with_pwlu_items(const Layout& layout, Element element, int num_intervals, const F& f) {
+  return with_items(layout, element, layout.channels_last && pwlu_channels_last_fits(element, num_intervals), f);
+}
+inline bool is_supported(const Layout& layout, Element element, int num_intervals) {
+  return !layout.channels_last || layout.inner == 1 || pwlu_channels_last_fits(element, num_intervals);
+}
 
 }  // namespace pwlu

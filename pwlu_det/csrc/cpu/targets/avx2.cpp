@@ -1,7 +1,7 @@
-// The kernels for processors with AVX2, FMA and F16C: nothing but the instruction set is chosen here. The pragma
-// makes this file use it whatever the compiler's flags are. What other files share must not be compiled below it, or
-// a linker might choose this file's version for all: so all headers of others come first, and what follows is not
-// shared.
+// The kernels for processors with AVX2, FMA and F16C. This file only chooses the instruction set. The pragma enables
+// it regardless of the compiler flags. Code that other files share must not be compiled after the pragma, or the
+// linker might choose this file's version for all of them. So all external headers come first, and the code that
+// follows is not shared.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 #include "vec_avx2.h"
 
-// Over these vectors:
+// Use the vectors defined above:
 #include "../frelu_vectors.h"
 #include "../kernels.h"
 #include "../pointwise_vectors.h"

@@ -1,4 +1,4 @@
-// The kernels for processors with AVX-512 (F, BW, DQ, VL); see avx2.cpp about the pragma.
+// The kernels for processors with AVX-512 (F, BW, DQ, VL); avx2.cpp explains the pragma.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 #include "vec_avx512.h"
 
-// Over these vectors:
+// Use the vectors defined above:
 #include "../frelu_vectors.h"
 #include "../kernels.h"
 #include "../pointwise_vectors.h"

@@ -7,7 +7,7 @@
 
 #include "vec_baseline.h"
 
-// Over these vectors:
+// Use the vectors defined above:
 #include "../kernels.h"
 #include "../pwlu_vectors.h"
 

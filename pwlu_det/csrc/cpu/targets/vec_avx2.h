@@ -27,8 +27,8 @@ struct Vec {
   void store(pwlu::Half* p) const {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
-  void store(pwlu::BFloat16* p) const {  // to the nearest, ties to even
-    // A NaN of a result stays one: it has the upper bits of an input's, or those of the processor's own.
+  void store(pwlu::BFloat16* p) const {  // round to nearest, ties to even
+    // A NaN result stays NaN: it has the upper bits of an input's NaN or of the processor's default NaN.
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
@@ -44,23 +44,23 @@ PWLU_INLINE Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
 PWLU_INLINE Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.v, b.v); }
 PWLU_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
 PWLU_INLINE Vec floor(Vec a) { return _mm256_floor_ps(a.v); }
-PWLU_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }  // b where a is NaN
+PWLU_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }  // b if a is NaN
 PWLU_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a.v, b.v); }
-// max(a, 0) that keeps NaN
+// max(a, 0), which keeps NaN
 PWLU_INLINE Vec relu(Vec a) { return _mm256_max_ps(_mm256_setzero_ps(), a.v); }
 PWLU_INLINE Vec where_negative(Vec condition, Vec a, Vec b) { return _mm256_blendv_ps(b.v, a.v, condition.v); }
 PWLU_INLINE Vec where_positive(Vec condition, Vec a, Vec b) {
   return _mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(condition.v, _mm256_setzero_ps(), _CMP_GT_OQ));
 }
 PWLU_INLINE Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
-// 2^n from the sum of n, 127 and 1.5 * 2^23, whose lowest bits are the exponent's: for whole n from -127, where that
-// is 0, to 128, where it is infinite
+// 2^n from the sum of n, 127 and 1.5 * 2^23, whose lowest bits are the biased exponent. n is an integer from -127,
+// which gives 0, to 128, which gives infinity.
 PWLU_INLINE Vec power_of_two(Vec shifted) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23));
 }
 PWLU_INLINE bool any_nan(Vec a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
 
-// Sums of a - shift, and of its squares, in double and by lane.
+// Sums of a - shift and of its square, in double, by lane.
 struct DoubleSums {
   __m256d shift[2], sum[2], square[2];
   explicit DoubleSums(const double* shifts) {
@@ -84,7 +84,7 @@ struct Index {
   __m256i v;
   Index(__m256i v) : v(v) {}
   static Index load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  explicit Index(Vec k) : v(_mm256_cvttps_epi32(k.v)) {}  // rounds towards 0
+  explicit Index(Vec k) : v(_mm256_cvttps_epi32(k.v)) {}  // rounds toward 0
   // 0, stride, 2 * stride, ...
   static Index lanes(int stride) {
     return _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(stride));
@@ -95,14 +95,14 @@ struct Index {
 };
 PWLU_INLINE Index operator+(const Index& a, const Index& b) { return _mm256_add_epi32(a.v, b.v); }
 
-// Pairs (a, b) of the lanes that kPairLanes gives.
+// Stores the pairs (a, b) of the lanes in the order of kPairLanes.
 PWLU_INLINE void store_pairs(Vec a, Vec b, Pair* p) {
   _mm256_storeu_ps(reinterpret_cast<float*>(p), _mm256_unpacklo_ps(a.v, b.v));
   _mm256_storeu_ps(reinterpret_cast<float*>(p + 4), _mm256_unpackhi_ps(a.v, b.v));
 }
 constexpr int kPairLanes[] = {0, 1, 4, 5, 2, 3, 6, 7};
 
-// (a, b) of each lane from the pair that `at` gives.
+// Loads (a, b) of each lane from the pair at index `at`.
 PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b) {
   uint32_t offsets[Vec::kSize];
   at.store(offsets);
@@ -116,7 +116,7 @@ PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b)
   b = _mm256_shuffle_ps(even, odd, 0xdd);
 }
 
-// Up to three vectors are looked up in registers: a permutation of each, then a choice by bits 3 and 4.
+// A table of up to three vectors is looked up in registers: each is permuted, then bits 3 and 4 select one.
 template <int Registers>
 struct Table {
   __m256 part[Registers];

@@ -23,9 +23,9 @@ struct Vec {
   }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(pwlu::Half* p) const { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
-  void store(pwlu::BFloat16* p) const {  // to the nearest, ties to even
-    // A NaN of a result stays one: it has the upper bits of an input's, or those of the processor's own.
-    // VCVTNEPS2BF16 would do all of this at once, but takes subnormal numbers for 0.
+  void store(pwlu::BFloat16* p) const {  // round to nearest, ties to even
+    // A NaN result stays NaN: it has the upper bits of an input's NaN or of the processor's default NaN.
+    // VCVTNEPS2BF16 would do all of this at once, but treats subnormal numbers as 0.
     const __m512i bits = _mm512_castps_si512(v), below_half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
     const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
     const __m512i rounded = _mm512_mask_add_epi32(below_half, odd, below_half, _mm512_set1_epi32(1));
@@ -41,9 +41,9 @@ PWLU_INLINE Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
 PWLU_INLINE Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
 PWLU_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
 PWLU_INLINE Vec floor(Vec a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
-PWLU_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }  // b where a is NaN
+PWLU_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }  // b if a is NaN
 PWLU_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a.v, b.v); }
-// max(a, 0) that keeps NaN
+// max(a, 0), which keeps NaN
 PWLU_INLINE Vec relu(Vec a) { return _mm512_max_ps(_mm512_setzero_ps(), a.v); }
 PWLU_INLINE Vec where_negative(Vec condition, Vec a, Vec b) {
   return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(condition.v)), b.v, a.v);
@@ -52,14 +52,14 @@ PWLU_INLINE Vec where_positive(Vec condition, Vec a, Vec b) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(condition.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v, a.v);
 }
 PWLU_INLINE Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
-// 2^n from the sum of n, 127 and 1.5 * 2^23, whose lowest bits are the exponent's: for whole n from -127, where that
-// is 0, to 128, where it is infinite
+// 2^n from the sum of n, 127 and 1.5 * 2^23, whose lowest bits are the biased exponent. n is an integer from -127,
+// which gives 0, to 128, which gives infinity.
 PWLU_INLINE Vec power_of_two(Vec shifted) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23));
 }
 PWLU_INLINE bool any_nan(Vec a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 
-// Sums of a - shift, and of its squares, in double and by lane.
+// Sums of a - shift and of its square, in double, by lane.
 struct DoubleSums {
   __m512d shift[2], sum[2], square[2];
   explicit DoubleSums(const double* shifts) {
@@ -83,7 +83,7 @@ struct Index {
   __m512i v;
   Index(__m512i v) : v(v) {}
   static Index load(const int32_t* p) { return _mm512_loadu_si512(p); }
-  explicit Index(Vec k) : v(_mm512_cvttps_epi32(k.v)) {}  // rounds towards 0
+  explicit Index(Vec k) : v(_mm512_cvttps_epi32(k.v)) {}  // rounds toward 0
   // 0, stride, 2 * stride, ...
   static Index lanes(int stride) {
     const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -95,14 +95,14 @@ struct Index {
 };
 PWLU_INLINE Index operator+(const Index& a, const Index& b) { return _mm512_add_epi32(a.v, b.v); }
 
-// Pairs (a, b) of the lanes that kPairLanes gives.
+// Stores the pairs (a, b) of the lanes in the order of kPairLanes.
 PWLU_INLINE void store_pairs(Vec a, Vec b, Pair* p) {
   _mm512_storeu_ps(p, _mm512_unpacklo_ps(a.v, b.v));
   _mm512_storeu_ps(p + 8, _mm512_unpackhi_ps(a.v, b.v));
 }
 constexpr int kPairLanes[] = {0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15};
 
-// (a, b) of each lane from the pair that `at` gives.
+// Loads (a, b) of each lane from the pair at index `at`.
 PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b) {
   const __m512 low = _mm512_castsi512_ps(_mm512_i32gather_epi64(_mm512_castsi512_si256(at.v), pairs, 8));
   const __m512 high = _mm512_castsi512_ps(_mm512_i32gather_epi64(_mm512_extracti64x4_epi64(at.v, 1), pairs, 8));
@@ -112,7 +112,7 @@ PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b)
   b = _mm512_permutex2var_ps(low, odd, high);
 }
 
-// One permutation looks up 16 entries in a register, or 32 in two.
+// A single permutation looks up 16 entries in one register, or 32 in two.
 template <int Registers>
 struct Table {
   __m512 part[Registers];

@@ -1,4 +1,4 @@
-// Vectors of 8 floats in plain C++, for processors without AVX2; the compiler makes of them what it can.
+// Vectors of 8 floats in plain C++, for processors without AVX2; the compiler vectorizes them if it can.
 #pragma once
 
 #include "../convert.h"
@@ -35,9 +35,9 @@ PWLU_INLINE Vec operator-(Vec a, Vec b) { PWLU_LANES(a.v[i] - b.v[i]); }
 PWLU_INLINE Vec operator*(Vec a, Vec b) { PWLU_LANES(a.v[i] * b.v[i]); }
 PWLU_INLINE Vec fma(Vec a, Vec b, Vec c) { PWLU_LANES(std::fma(a.v[i], b.v[i], c.v[i])); }
 PWLU_INLINE Vec floor(Vec a) { PWLU_LANES(std::floor(a.v[i])); }
-PWLU_INLINE Vec max(Vec a, Vec b) { PWLU_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }  // b where a is NaN
+PWLU_INLINE Vec max(Vec a, Vec b) { PWLU_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }  // b if a is NaN
 PWLU_INLINE Vec min(Vec a, Vec b) { PWLU_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-// max(a, 0) that keeps NaN
+// max(a, 0), which keeps NaN
 PWLU_INLINE Vec relu(Vec a) { PWLU_LANES(a.v[i] < 0 ? 0 : a.v[i]); }
 PWLU_INLINE Vec where_negative(Vec condition, Vec a, Vec b) {
   PWLU_LANES(std::signbit(condition.v[i]) ? a.v[i] : b.v[i]);
@@ -48,7 +48,7 @@ PWLU_INLINE bool any_nan(Vec a) {
   return any;
 }
 
-// Sums of a - shift, and of its squares, in double and by lane.
+// Sums of a - shift and of its square, in double, by lane.
 struct DoubleSums {
   const double* shift;
   double sum[Vec::kSize] = {}, square[Vec::kSize] = {};
@@ -65,7 +65,7 @@ struct DoubleSums {
   }
 };
 
-// Columns of a table, by lane.
+// The columns of a table for each lane.
 struct Index {
   int32_t v[Vec::kSize];
   Index() = default;
@@ -75,7 +75,7 @@ struct Index {
     return index;
   }
   explicit Index(Vec k) {
-    for (int i = 0; i < Vec::kSize; ++i) v[i] = int32_t(k.v[i]);  // rounds towards 0
+    for (int i = 0; i < Vec::kSize; ++i) v[i] = int32_t(k.v[i]);  // rounds toward 0
   }
   // 0, stride, 2 * stride, ...
   static Index lanes(int stride) {
@@ -97,18 +97,18 @@ PWLU_INLINE Index operator+(const Index& a, const Index& b) {
   return sum;
 }
 
-// Pairs (a, b) of the lanes that kPairLanes gives.
+// Stores the pairs (a, b) of the lanes in the order of kPairLanes.
 PWLU_INLINE void store_pairs(Vec a, Vec b, Pair* p) {
   for (int i = 0; i < Vec::kSize; ++i) p[i] = Pair{a.v[i], b.v[i]};
 }
 constexpr int kPairLanes[] = {0, 1, 2, 3, 4, 5, 6, 7};
 
-// (a, b) of each lane from the pair that `at` gives.
+// Loads (a, b) of each lane from the pair at index `at`.
 PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b) {
   for (int i = 0; i < Vec::kSize; ++i) a.v[i] = pairs[2 * at.v[i]], b.v[i] = pairs[2 * at.v[i] + 1];
 }
 
-// A table. Registers is how many vectors hold it, all of which are read; 0 is any number, in memory.
+// A table. Registers is the number of vectors that hold it, all of which are read; 0 means any size, in memory.
 template <int Registers>
 struct Table {
   const float* p;

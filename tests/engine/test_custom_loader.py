@@ -1,4 +1,4 @@
-"""Trainers with a loader, a mapper or data of their own."""
+"""Trainers with a custom loader, mapper or dataset."""
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ import pwlu_det
 from pwlu_det.data.digits import digits_dir
 
 
-class OwnLoader(pwlu_det.Trainer):
+class CustomLoader(pwlu_det.Trainer):
     @classmethod
     def build_train_loader(cls, cfg):
         return build_detection_train_loader(cfg)
 
 
-class OwnMapper(pwlu_det.Trainer):
+class CustomMapper(pwlu_det.Trainer):
     @classmethod
     def build_train_loader(cls, cfg):
         augmentations = [T.RandomBrightness(0.5, 1.5), T.RandomFlip()]
@@ -39,22 +39,22 @@ def run_and_resume(trainer_type, tmp_path, *options):
     return differences(load_final(tmp_path / "whole"), load_final(folder))
 
 
-def test_a_loader_of_detectron2_s_trains_and_says_that_resuming_is_not_exact(tmp_path, caplog):
+def test_loader_of_detectron2_trains_and_warns_that_resuming_is_not_exact(tmp_path, caplog):
     precise_bn = ("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2)
     with caplog.at_level("WARNING"):
-        train(OwnLoader, make_cfg(tmp_path / "whole", *precise_bn))
-        assert "data start over" not in caplog.text
-        train(OwnLoader, make_cfg(cut(tmp_path / "whole", tmp_path / "cut", 2), *precise_bn), resume=True)
-    assert "not that of pwlu_det.build_train_loader, so its data start over" in caplog.text
+        train(CustomLoader, make_cfg(tmp_path / "whole", *precise_bn))
+        assert "data stream restarts" not in caplog.text
+        train(CustomLoader, make_cfg(cut(tmp_path / "whole", tmp_path / "cut", 2), *precise_bn), resume=True)
+    assert "not built by pwlu_det.build_train_loader, so its data stream restarts" in caplog.text
 
 
-def test_an_own_mapper_keeps_exact_resume(tmp_path):
-    assert run_and_resume(OwnMapper, tmp_path, "DATALOADER.NUM_WORKERS", 2) == []
+def test_custom_mapper_resumes_exactly(tmp_path):
+    assert run_and_resume(CustomMapper, tmp_path, "DATALOADER.NUM_WORKERS", 2) == []
 
 
 @pytest.fixture
 def register():
-    """Register a function that gives a data set, under a name with the digits' classes."""
+    """Register a function that returns a dataset with the classes of the digits."""
     names = []
 
     def register(name, function):
@@ -91,7 +91,7 @@ class Stream(IterableDataset):
             yield from images
 
 
-def test_an_iterable_data_set(tmp_path, register):
+def test_iterable_dataset(tmp_path, register):
     register("stream", Stream)
     options = ("DATASETS.TRAIN", "('stream',)", "DATALOADER.ASPECT_RATIO_GROUPING", False)
     train(pwlu_det.Trainer, make_cfg(tmp_path / "run", *options))
@@ -103,7 +103,7 @@ def test_an_iterable_data_set(tmp_path, register):
 
 
 class SaveAt(pwlu_det.engine.trainer.hooks.HookBase):
-    """Writes a checkpoint at an iteration that is none of the periodic writer's, as BestCheckpointer does."""
+    """Writes a checkpoint outside the checkpoint period, as BestCheckpointer does."""
 
     def __init__(self, iteration):
         self.iteration = iteration
@@ -113,11 +113,11 @@ class SaveAt(pwlu_det.engine.trainer.hooks.HookBase):
             self.trainer.checkpointer.save("model_best", iteration=self.trainer.iter)
 
     def state_dict(self):
-        return {"best": torch.tensor(0.5).numpy()[()]}  # a NumPy number
+        return {"best": torch.tensor(0.5).numpy()[()]}  # a NumPy scalar
 
 
 @pytest.mark.parametrize("iteration", [0, 4])
-def test_any_hook_s_checkpoint_resumes_exactly(tmp_path, iteration, caplog):
+def test_checkpoint_of_any_hook_resumes_exactly(tmp_path, iteration, caplog):
     cfg = make_cfg(tmp_path / "whole", "SOLVER.CHECKPOINT_PERIOD", 100)
     trainer = pwlu_det.Trainer(cfg)
     trainer.register_hooks([SaveAt(iteration)])

@@ -32,7 +32,7 @@ __device__ inline double reference_point(const T* x, int64_t first) {
 
 // sums is [channel][2][item].
 template <typename T, typename Items>
-__global__ void __launch_bounds__(kThreads, kBlocks) phase1_kernel(Items items, const T* x, T* y, double* sums) {
+__global__ void __launch_bounds__(kThreads, kBlocks) pwlu_phase1_kernel(Items items, const T* x, T* y, double* sums) {
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
   ReluBody<Real<T>> body;
@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) phase1_kernel(Items items, 
 // A warp for each channel.
 template <typename T, typename Items>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    phase1_finish_kernel(Items items, const T* x, const double* sums, double count, Real<T>* mean,
-                         Real<T>* deviation) {
+    pwlu_phase1_finish_kernel(Items items, const T* x, const double* sums, double count, Real<T>* mean,
+                              Real<T>* deviation) {
   const int64_t channel = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp, n = items.items_of_channel();
   if (channel >= items.channels()) return;  // all of the warp
   const double sum = warp_total(sums + channel * 2 * n, n), squares = warp_total(sums + (channel * 2 + 1) * n, n);

@@ -1,25 +1,24 @@
-#include "phase1.cuh"
-
 #include "dispatch.cuh"
+#include "pwlu_phase1.cuh"
 
 namespace pwlu {
 
-int64_t phase1_workspace(const Layout& layout, Element element) {
+int64_t pwlu_phase1_workspace(const Layout& layout, Element element) {
   return with_items(layout, element, layout.channels_last,
                     [](auto, const auto& items) { return items.channels() * 2 * items.items_of_channel(); });
 }
 
-int launch_phase1(const Layout& layout, Element element, const void* x, void* y, void* mean, void* deviation,
-                  double* workspace, void* stream) {
+int launch_pwlu_phase1(const Layout& layout, Element element, const void* x, void* y, void* mean, void* deviation,
+                       double* workspace, void* stream) {
   const double count = double(layout.batch) * double(layout.inner);
   return with_items(layout, element, layout.channels_last, [&](auto tag, const auto& items) {
     using T = typename decltype(tag)::type;
     using Items = std::decay_t<decltype(items)>;
     const auto* from = static_cast<const T*>(x);
-    const int status = launch(phase1_kernel<T, Items>, items.items(), kThreads, kThreads * int64_t(sizeof(double)),
-                              stream, items, from, static_cast<T*>(y), workspace);
+    const int status = launch(pwlu_phase1_kernel<T, Items>, items.items(), kThreads,
+                              kThreads * int64_t(sizeof(double)), stream, items, from, static_cast<T*>(y), workspace);
     if (status != 0) return status;
-    return launch(phase1_finish_kernel<T, Items>, (items.channels() + kWarps - 1) / kWarps, kThreads, 0, stream,
+    return launch(pwlu_phase1_finish_kernel<T, Items>, (items.channels() + kWarps - 1) / kWarps, kThreads, 0, stream,
                   items, from, workspace, count, static_cast<Real<T>*>(mean), static_cast<Real<T>*>(deviation));
   });
 }

@@ -1,7 +1,9 @@
 // Funnel ReLU's CUDA kernels as seen from the host. No torch in here, and no CUDA.
 #pragma once
 
-#include "launch.h"
+#include <cstdint>
+
+#include "element.h"
 
 namespace pwlu {
 
@@ -49,9 +51,9 @@ int launch_frelu_norm_sums(const Images& images, Element element, const Norm& no
 
 // The gradients of x and of the convolution. In training `kept` is the convolution's output, and `norm_means` are
 // these sums over the number of elements that the norm's statistics are of. In inference there is no norm, and y is
-// kept.
+// kept. grad_x or gradients may be null: what is not wanted. The workspace is for gradients.
 int launch_frelu_backward(const Images& images, Element element, const Convolution& convolution, const Norm* norm,
                           const void* norm_means, const void* grad, const void* x, const void* kept, void* grad_x,
-                          const ConvolutionGradients& gradients, double* workspace, void* stream);
+                          const ConvolutionGradients* gradients, double* workspace, void* stream);
 
 }  // namespace pwlu

@@ -1,8 +1,9 @@
 // The CUDA kernels of the pointwise activations, as seen from the host. No torch in here, and no CUDA.
 #pragma once
 
+#include "../layout.h"
 #include "../pointwise_list.h"
-#include "launch.h"
+#include "element.h"
 
 namespace pwlu {
 
@@ -27,8 +28,10 @@ int64_t pointwise_workspace(const Layout& layout, Element element, int size);
 // These start kernels on a stream and return at once, with a cudaError_t. Nothing may be empty.
 int launch_pointwise(Activation activation, const Layout& layout, Element element,
                      const PointwiseParameters& parameters, const void* x, void* y, void* stream);
+
+// grad_x or gradients may be null: what is not wanted. The workspace is for gradients.
 int launch_pointwise_backward(Activation activation, const Layout& layout, Element element,
                               const PointwiseParameters& parameters, const void* grad, const void* x, void* grad_x,
-                              const PointwiseGradients& gradients, double* workspace, void* stream);
+                              const PointwiseGradients* gradients, double* workspace, void* stream);
 
 }  // namespace pwlu
