@@ -173,6 +173,11 @@ def check(
         return list(pool.map(one, range(len(kinds))))
 
 
+def kinds_of_kills(number: int) -> list[str]:
+    eighth = -(-number // 8)
+    return [AT_WRITE] * eighth + [AT_SWITCH] * eighth + [AT_ANY_TIME] * (number - 2 * eighth)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -181,10 +186,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/kills"))
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     args = parser.parse_args()
-    eighth = -(-args.kills // 8)
-    kinds = [AT_WRITE] * eighth + [AT_SWITCH] * eighth
-    kinds += [AT_ANY_TIME] * (args.kills - len(kinds))
-    results = check(kinds, Schedule(), args.output, args.parallel)
+    results = check(kinds_of_kills(args.kills), Schedule(), args.output, args.parallel)
     killed = Counter(kind for kind, _ in results)
     same = Counter(kind for kind, differing in results if not differing)
     for kind in killed:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from kill_and_resume import AT_ANY_TIME, AT_SWITCH, AT_WRITE, Schedule, check, differences
+from kill_and_resume import AT_ANY_TIME, AT_SWITCH, AT_WRITE, Schedule, check, differences, kinds_of_kills
 
 
 def test_killed_and_resumed_run_matches_an_uninterrupted_one(tmp_path):
@@ -9,6 +9,12 @@ def test_killed_and_resumed_run_matches_an_uninterrupted_one(tmp_path):
     kinds = [AT_WRITE, AT_SWITCH, AT_ANY_TIME]
     results = check(kinds, schedule, tmp_path, parallel=1)
     assert results == [(kind, []) for kind in kinds]
+
+
+@pytest.mark.slow
+def test_many_killed_and_resumed_runs_match_an_uninterrupted_one(tmp_path):
+    kinds = kinds_of_kills(16)
+    assert check(kinds, Schedule(), tmp_path) == [(kind, []) for kind in kinds]
 
 
 @pytest.mark.parametrize(
