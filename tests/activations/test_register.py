@@ -84,7 +84,7 @@ def test_registered_activation_can_be_built_without_a_config(bounded_below):
 
 
 def test_invalid_registrations_are_rejected(bounded_below):
-    with pytest.raises(ValueError, match=r"the name 'pwlu' is already that of .*PWLU"):
+    with pytest.raises(ValueError, match=r"the name 'pwlu' is already used by .*PWLU"):
         pwlu_det.register_activation("pwlu")(bounded_below)
     with pytest.raises(ValueError, match=r"register_activation\('mine'\): the constructor of GELU must"):
         pwlu_det.register_activation("mine")(nn.GELU)

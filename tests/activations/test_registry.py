@@ -237,7 +237,7 @@ def test_option_out_of_range_is_an_error(build):
 
 @pytest.mark.parametrize("name", ["gelu", "ReLU", ""])
 def test_error_for_an_unknown_name_lists_the_known_names(cfg, name):
-    pattern = f"unknown activation '{name}'; known are .*" + ".*".join(sorted(NAMES))
+    pattern = f"unknown activation '{name}'; it must be one of .*" + ".*".join(sorted(NAMES))
     with pytest.raises(PwluDetError, match=f"^{pattern}"):
         build_activation(name, 3)
     cfg.MODEL.ACTIVATION.NAME = name

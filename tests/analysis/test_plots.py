@@ -174,8 +174,8 @@ def test_sites_in_both_phases(files):
 @pytest.mark.parametrize("value", [0.0, 1e-30, 3e38, -3e38])
 def test_parameters_of_any_size_and_bounds_in_any_order_are_drawn(tmp_path, value):
     run = Run()
+    run.realign()
     for site in run.sites:
-        site.realign()
         with torch.no_grad():
             for parameter in site.parameters():
                 parameter.fill_(value)
