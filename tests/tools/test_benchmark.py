@@ -295,7 +295,10 @@ MISUSES = {
     "threads": (["op", "--threads", "0"], "argument --threads: 0 is less than 1"),
     "output": (["op", "--output", "none/table.md"], "--output: folder none does not exist"),
     "nothing to do": (["model"], "the model command requires --config-file or --network"),
-    "activation": (["model", "--network", "resnet18", "--activations", "relu7"], "activation 'relu7'; it must be one of"),
+    "activation": (
+        ["model", "--network", "resnet18", "--activations", "relu7"],
+        "activation 'relu7'; it must be one of",
+    ),
     "network": (
         ["model", "--network", "resnet7"],
         "unknown network 'resnet7'; known are resnet18, mobilenet",
