@@ -33,7 +33,7 @@ CPU_SOURCES = re.compile(r'    sources = \["pwlu_cpu\.cpp".*\n    sources \+= .*
 
 
 def build(folder, **environment):
-    """Build the CUDA library, after one source of the CPU library: the installation builds that one anyway."""
+    """Build the CUDA library after one source of the CPU library, which an installation builds anyway."""
     source = folder / "source"
     shutil.copytree(
         ROOT / "pwlu_det", source / "pwlu_det", ignore=shutil.ignore_patterns("_C*", "__pycache__")

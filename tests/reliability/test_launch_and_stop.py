@@ -59,7 +59,7 @@ def test_torchrun_beside_num_gpus_is_refused(tmp_path):
     variables |= {"LOCAL_WORLD_SIZE": "2"}
     folder = tmp_path / "run"
     run(folder, *TWO, code=2, **variables)
-    assert "torchrun has started 2 processes, and --num-gpus" in printed(folder).read_text()
+    assert "torchrun has started 2 processes, but --num-gpus" in printed(folder).read_text()
     assert not folder.exists()
 
 
