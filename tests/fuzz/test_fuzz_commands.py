@@ -111,7 +111,7 @@ def test_train(folder, config, rest):
         part if part.startswith("-") or part.isupper() or "." in part else f"{folder}/{part}" for part in rest
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detectron2.engine.launch", lambda *args, **kwargs: None)
+        patch.setattr("pwlu_det.engine.launch.launch", lambda *args, **kwargs: None)
         patch.chdir(folder)
         arguments = ["--config-file", *paths(folder, config), *rest]
         attempt("commands: train_net", lambda: run("train_net.py", *arguments), Refused)
