@@ -1,6 +1,6 @@
 """Learned activation functions for detectron2.
 
-Importing this package registers its backbones and data sets with detectron2. :mod:`pwlu_det.ops` and
+Importing this package registers its backbones and datasets with detectron2. :mod:`pwlu_det.ops` and
 :mod:`pwlu_det.activations` also work without detectron2; all other public names then raise an ImportError.
 """
 

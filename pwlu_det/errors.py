@@ -14,4 +14,4 @@ class CheckpointError(PwluDetError):
 
 
 class DatasetError(PwluDetError):
-    """A data set is missing or damaged. The message names the file and the entry in it."""
+    """A dataset is missing or damaged. The message names the file and the entry in it."""

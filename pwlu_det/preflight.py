@@ -81,18 +81,18 @@ def check_training(cfg, num_processes: int = 1) -> None:
 
 
 def check_files(cfg, resume: bool, training: bool) -> list[str]:
-    """Check that the data sets and the weights can be used, and that the output directory is writable.
+    """Check that the datasets and the weights can be used, and that the output directory is writable.
 
     Returns:
-        Lines for the log about images and annotations that are left out of the data sets.
+        Lines for the log about images and annotations that are left out of the datasets.
 
     Raises:
         ConfigError: the value of a key is not valid for the files or this machine.
         CheckpointError: ``MODEL.WEIGHTS`` cannot be read.
-        DatasetError: a data set is missing or damaged.
+        DatasetError: a dataset is missing or damaged.
     """
     _check_device(cfg.MODEL.DEVICE)
-    _check(not training or cfg.DATASETS.TRAIN, "DATASETS.TRAIN", cfg.DATASETS.TRAIN, "one data set or more")
+    _check(not training or cfg.DATASETS.TRAIN, "DATASETS.TRAIN", cfg.DATASETS.TRAIN, "one dataset or more")
     weights = cfg.MODEL.WEIGHTS
     if not (resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
         _check(training or weights, "MODEL.WEIGHTS", weights, "the file to evaluate, unless --resume is used")

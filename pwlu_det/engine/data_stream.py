@@ -27,11 +27,11 @@ from pwlu_det.engine.random_state import seeded
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 Draw = tuple[int, int]
-"""An image's position in the stream shared by all processes, and its index in the data set."""
+"""An image's position in the stream shared by all processes, and its index in the dataset."""
 
 
 def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> DataLoader:
-    """A resumable version of detectron2's training loader (data set, sampler, mapper, aspect-ratio grouping).
+    """A resumable version of detectron2's training loader (dataset, sampler, mapper, aspect-ratio grouping).
 
     The random numbers for an image depend only on ``SEED`` and the image's position in the stream, so neither
     ``NUM_WORKERS`` nor the number of processes changes them. Without grouping, the batches of all processes
@@ -40,14 +40,14 @@ def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> Dat
 
     Args:
         cfg: a detectron2 config.
-        mapper: maps an entry of the data set to the model's input. Default: detectron2's mapper, with errors
+        mapper: maps an entry of the dataset to the model's input. Default: detectron2's mapper, with errors
             that name the image. Its random numbers must come from NumPy, torch or Python's ``random``.
     """
     mapper = mapper or Mapper(cfg, is_train=True)
     # The mapper works on one image at a time, so it can run last: batches are formed before images are read.
     with seeded(cfg.SEED):  # detectron2's samplers draw their seed from NumPy
         loader = build_detection_train_loader(cfg, mapper=_identity)
-    while not isinstance(loader, ToIterableDataset):  # the innermost layer: sampler and data set
+    while not isinstance(loader, ToIterableDataset):  # the innermost layer: sampler and dataset
         if not hasattr(loader, "dataset"):
             return build_detection_train_loader(cfg, mapper=mapper)
         loader = loader.dataset
@@ -131,11 +131,11 @@ def _identity(image: dict) -> dict:
 
 
 def _find_wide(images: Dataset) -> list[bool] | None:
-    """For each image, whether it is wider than high; None if the data set has no sizes."""
+    """For each image, whether it is wider than high; None if the dataset has no sizes."""
     entries = [images[i] for i in range(len(images))]
     if any("width" not in entry or "height" not in entry for entry in entries):
         logger.warning(
-            "DATALOADER.ASPECT_RATIO_GROUPING has no effect: the data set has no width and height."
+            "DATALOADER.ASPECT_RATIO_GROUPING has no effect: the dataset has no width and height."
         )
         return None
     return [entry["width"] > entry["height"] for entry in entries]

@@ -115,7 +115,7 @@ def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
     Returns None if the activation is not PWLU.
 
     Raises:
-        ConfigError: phase I would not end before training does, or it is given in epochs and the data set has
+        ConfigError: phase I would not end before training does, or it is given in epochs and the dataset has
             no length.
     """
     if cfg.MODEL.ACTIVATION.NAME != "pwlu":
@@ -126,14 +126,14 @@ def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
 
 def _count_images(data_loader) -> int:
     """The number of training images, after detectron2 has dropped those without annotations."""
-    # detectron2 nests batching, sampling and the data set; each layer holds the next one as `dataset`.
+    # detectron2 nests batching, sampling and the dataset; each layer holds the next one as `dataset`.
     while hasattr(data_loader, "dataset"):
         data_loader = data_loader.dataset
     try:
         return len(data_loader)
     except TypeError as error:
         raise ConfigError(
-            "MODEL.ACTIVATION.PWLU.PHASE1_EPOCHS: the data set has no length, so its epochs cannot be "
+            "MODEL.ACTIVATION.PWLU.PHASE1_EPOCHS: the dataset has no length, so its epochs cannot be "
             "counted; set MODEL.ACTIVATION.PWLU.PHASE1_ITERS instead"
         ) from error
 

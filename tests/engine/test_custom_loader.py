@@ -81,7 +81,7 @@ def test_entries_without_width_and_height(tmp_path, register, caplog):
     options = ("DATASETS.TRAIN", "('sizeless',)", "DATALOADER.ASPECT_RATIO_GROUPING", True)
     with caplog.at_level("WARNING"):
         assert run_and_resume(pwlu_det.Trainer, tmp_path, *options) == []
-    assert "ASPECT_RATIO_GROUPING has no effect: the data set has no width and height" in caplog.text
+    assert "ASPECT_RATIO_GROUPING has no effect: the dataset has no width and height" in caplog.text
 
 
 class Stream(IterableDataset):
@@ -98,7 +98,7 @@ def test_iterable_dataset(tmp_path, register):
     assert int(load_final(tmp_path / "run")["model"]["backbone.bottom_up.res3.0.act1.num_batches"]) == 4
 
     epochs = ("MODEL.ACTIVATION.PWLU.PHASE1_ITERS", -1)
-    with pytest.raises(pwlu_det.ConfigError, match=r"PHASE1_EPOCHS: the data set has no length"):
+    with pytest.raises(pwlu_det.ConfigError, match=r"PHASE1_EPOCHS: the dataset has no length"):
         pwlu_det.Trainer(make_cfg(tmp_path / "epochs", *options, *epochs))
 
 

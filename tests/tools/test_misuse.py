@@ -75,7 +75,7 @@ MISUSES = {
     "no GPU": (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE is 'cuda'; it must be 'cpu' on this machine"),
     "unknown dataset": (["DATASETS.TRAIN", "('digit',)"], "TRAIN: unknown dataset 'digit'; known are"),
     "missing dataset": (["DATASETS.TEST", "('lvis_v1_val',)"], "'lvis_v1_val' is missing: there is no file"),
-    "no dataset": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is (); it must be one data set or more"),
+    "no dataset": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is (); it must be one dataset or more"),
     "missing weights": (
         ["MODEL.WEIGHTS", "none.pth"],
         "WEIGHTS is 'none.pth'; it must be an existing file",
