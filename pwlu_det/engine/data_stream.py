@@ -134,9 +134,7 @@ def _find_wide(images: Dataset) -> list[bool] | None:
     """For each image, whether it is wider than high; None if the dataset has no sizes."""
     entries = [images[i] for i in range(len(images))]
     if any("width" not in entry or "height" not in entry for entry in entries):
-        logger.warning(
-            "DATALOADER.ASPECT_RATIO_GROUPING has no effect: the dataset has no width and height."
-        )
+        logger.warning("DATALOADER.ASPECT_RATIO_GROUPING has no effect: the dataset has no width and height.")
         return None
     return [entry["width"] > entry["height"] for entry in entries]
 
