@@ -7,6 +7,7 @@ import os
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from pwlu_det.checkpoint.array_pickle import load_arrays
+from pwlu_det.config import architecture
 from pwlu_det.data.coco_check import Summary, Use, check_coco
 from pwlu_det.data.evaluators import evaluator_type
 from pwlu_det.errors import ConfigError, DatasetError
@@ -66,7 +67,7 @@ def _check_classes(cfg, metadata: Metadata, classes: list[str], training: bool) 
             f"{metadata.json_file}: its categories do not match those of dataset '{metadata.name}': it has "
             f"{len(classes)}, and {len(known)} are registered; names and order must be the same"
         )
-    part = _CLASS_COUNTS.get(cfg.MODEL.META_ARCHITECTURE)
+    part = _CLASS_COUNTS.get(architecture(cfg))
     if part is None:
         return
     number = cfg.MODEL[part].NUM_CLASSES
