@@ -38,8 +38,8 @@ def add_pwlu_config(cfg) -> None:
     # Whether to also convert stages frozen by MODEL.BACKBONE.FREEZE_AT; their activations are frozen, too.
     node.CONVERT_FROZEN = False
     # The heads to use it in as well: a subset of retinanet, rpn, box_head, mask_head, keypoint_head,
-    # sem_seg_head and res5 (the last stage of a C4 model). All ReLUs of a head are replaced; in res5, those of
-    # POSITIONS. MODEL.META_ARCHITECTURE must then be ActRetinaNet, ActGeneralizedRCNN, ActProposalNetwork,
+    # sem_seg_head and res5 (the last stage of a C4 model). All ReLUs of a head are replaced; in res5, those
+    # at POSITIONS. MODEL.META_ARCHITECTURE must then be ActRetinaNet, ActGeneralizedRCNN, ActProposalNetwork,
     # ActSemanticSegmentor or ActPanopticFPN.
     node.HEADS = []
     # Learning rate of the activations' pointwise parameters, relative to SOLVER.BASE_LR. Convolutions and

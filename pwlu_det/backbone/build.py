@@ -136,8 +136,8 @@ def _warn_of_missing_sites(backbone: Backbone, cfg, stages: Collection[str]) -> 
     kept = [stage for stage in node.STAGES if stage in frozen and not node.CONVERT_FROZEN]
     if kept:
         logger.warning(
-            f"MODEL.ACTIVATION.STAGES: {', '.join(kept)} keep ReLU, because MODEL.BACKBONE.FREEZE_AT freezes "
-            "them and MODEL.ACTIVATION.CONVERT_FROZEN is False"
+            f"MODEL.ACTIVATION.STAGES: ReLU is kept in {', '.join(kept)}, frozen by "
+            "MODEL.BACKBONE.FREEZE_AT, because MODEL.ACTIVATION.CONVERT_FROZEN is False"
         )
     there = {position for stage in stages for position in sites.get(stage, ())}
     missing = [position for position in node.POSITIONS if position not in there]

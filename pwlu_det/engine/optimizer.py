@@ -60,8 +60,8 @@ def check_has_sites(cfg, model: nn.Module) -> None:
     if lacking:
         raise ConfigError(
             f"MODEL.ACTIVATION.HEADS is {cfg.MODEL.ACTIVATION.HEADS}, but {', '.join(lacking)} of the model "
-            f"has no {name!r}: MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} must be an architecture "
-            "whose name starts with Act, or call convert_heads"
+            f"has no {name!r}: MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} must be one of the "
+            "architectures whose name starts with Act, or call convert_heads"
         )
 
 
