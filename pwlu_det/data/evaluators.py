@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from types import SimpleNamespace
+from importlib import import_module
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -19,6 +20,8 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from pwlu_det.errors import ConfigError
 
@@ -33,16 +36,38 @@ def _coco(name: str, folder: str, cfg) -> DatasetEvaluator:
     )
 
 
-def _lvis(name: str, folder: str, cfg) -> DatasetEvaluator:
-    from lvis import eval as lvis_eval
+def _sem_seg(name: str, folder: str, cfg) -> DatasetEvaluator:
+    return SemSegEvaluator(name, distributed=True, output_dir=folder, sem_seg_loading_fn=_read_labels)
 
-    if not hasattr(np, "float"):  # lvis 0.5.3, its last release, uses it; NumPy has removed it
-        lvis_eval.np = SimpleNamespace(**vars(np), float=float)
+
+def _read_labels(file: str, dtype=None) -> np.ndarray:
+    # The default function of detectron2's releases up to 2024 fails with NumPy 2.
+    with PathManager.open(file, "rb") as f:
+        return np.array(Image.open(f), dtype=dtype)
+
+
+def _lvis(name: str, folder: str, cfg) -> DatasetEvaluator:
+    _restore_numpy_names("lvis.eval")
     return LVISEvaluator(name, output_dir=folder)
 
 
-def _sem_seg(name: str, folder: str, cfg) -> DatasetEvaluator:
-    return SemSegEvaluator(name, distributed=True, output_dir=folder)
+def _cityscapes_instance(name: str, folder: str, cfg) -> DatasetEvaluator:
+    module = _restore_numpy_names("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
+    # It would write a debugging file to the working directory, which fails with the integers of NumPy 2.4.
+    module.writeDict2JSON = lambda *_: None
+    return CityscapesInstanceEvaluator(name)
+
+
+def _cityscapes_sem_seg(name: str, folder: str, cfg) -> DatasetEvaluator:
+    _restore_numpy_names("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    return CityscapesSemSegEvaluator(name)
+
+
+def _restore_numpy_names(name: str) -> ModuleType:
+    """Let a module use names that NumPy has removed: the last releases of lvis and cityscapesscripts do."""
+    module = import_module(name)
+    module.np = SimpleNamespace(**{"float": float, "in1d": np.isin, **vars(np)})
+    return module
 
 
 _EVALUATORS: dict[str, tuple[Callable[..., DatasetEvaluator], ...]] = {
@@ -53,8 +78,8 @@ _EVALUATORS: dict[str, tuple[Callable[..., DatasetEvaluator], ...]] = {
         _coco,
         lambda name, folder, cfg: COCOPanopticEvaluator(name, folder),
     ),
-    "cityscapes_instance": (lambda name, folder, cfg: CityscapesInstanceEvaluator(name),),
-    "cityscapes_sem_seg": (lambda name, folder, cfg: CityscapesSemSegEvaluator(name),),
+    "cityscapes_instance": (_cityscapes_instance,),
+    "cityscapes_sem_seg": (_cityscapes_sem_seg,),
     "pascal_voc": (lambda name, folder, cfg: PascalVOCDetectionEvaluator(name),),
     "lvis": (_lvis,),
 }
