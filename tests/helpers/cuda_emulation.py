@@ -182,7 +182,7 @@ def check_parts(
     parts = [result for part in parts for result in emulation.run(part, case)]
     assert len(parts) == len(both)
     for part, whole in zip(parts, both):
-        bits, expected = (t.contiguous().view(torch.uint8) for t in (part, whole))
+        bits, expected = (t.clone(memory_format=torch.contiguous_format).view(torch.uint8) for t in (part, whole))
         assert torch.equal(bits, expected)
     return both
 
