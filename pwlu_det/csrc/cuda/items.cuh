@@ -107,8 +107,7 @@ class Planes {
       using A = Pack<T>;
       const int lane = threadIdx.x & (side - 1);
       const auto address = [](const void* p) { return unsigned(reinterpret_cast<uintptr_t>(p)); };
-      // Alike, so that after a head all are. Without an output the sums are still those that there are with one.
-      bool aligned = !kOut || !streams.out || (address(streams.out) - address(streams.in[0])) % sizeof(A) == 0;
+      bool aligned = !kOut || (address(streams.out) - address(streams.in[0])) % sizeof(A) == 0;  // alike
       for (int k = 1; k < K; ++k) aligned &= (address(streams.in[k]) - address(streams.in[0])) % sizeof(A) == 0;
       for (int plane = threadIdx.x / side; plane < planes; plane += kThreads / side) {
         const auto here = streams.at(start + plane * stride);
