@@ -176,7 +176,7 @@ def check_parts(
 ) -> list[torch.Tensor]:
     """Check that the gradient of x alone and those of the parameters alone are bit for bit those of both.
 
-    Outputs are aligned here, as torch's are: the order of the sums depends on it. Returns what the case gives.
+    Outputs are aligned, as torch's are: the order of sums depends on it. Returns what the case gives.
     """
     aligned = dataclasses.replace(case, offsets=(*case.offsets[:2], 0))
     both = emulation.run(op, aligned)
