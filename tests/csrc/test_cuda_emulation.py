@@ -153,6 +153,21 @@ def test_channels_that_do_not_fit_float(plain, n, channels_last):
         assert np.all(np.abs(actual.double().numpy() - terms.sum(-1)) <= 1e-5 * scale)
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "rows"])
+@pytest.mark.parametrize(
+    "dtype, left",
+    [(torch.float32, -2e7), (torch.bfloat16, -2e7), (torch.float64, -2e7), (torch.float64, -1e17)],
+    ids=str,
+)
+def test_x_is_compared_with_the_right_bound(plain, dtype, left, channels_last):
+    """A rounded quotient (x - B_L) / d puts 0 right of B_R = 1."""
+    case = make_case((2, 3, 40), 16, dtype, channels_last)
+    for parameter, value in zip(case.parameters, (0.0, left, 1.0, 0.0, 1.0)):
+        parameter[:] = value
+    case.x[:] = 0
+    assert not plain.run(FORWARD, case)[0].any() and not plain.run(BACKWARD, case)[0].any()
+
+
 def test_finite_wherever_the_exact_sum_is(plain):
     """g * (x - c) does not fit float, but the sum of a pair of them does."""
     case = make_case((1, 2, 64), 4)

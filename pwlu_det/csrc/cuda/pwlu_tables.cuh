@@ -42,11 +42,13 @@ struct ParameterArrays {
 // The bin of x plus a constant, by the rule of bin_of: clipping first is the same. The float is rounded down to a
 // whole number by adding 1.5 * 2^23, which leaves it in the low bits: tables are for N far below 2^22.
 __device__ __forceinline__ unsigned raw_bin(float x, const Line<float>& line) {
-  const float u = fminf(fmaxf((x - line.left) * line.scale, -1.0f), line.last);
+  const float last = x < line.right ? line.last - 0.5f : line.last;
+  const float u = fminf(fmaxf((x - line.left) * line.scale, -1.0f), last);
   return __float_as_uint(__fadd_rd(u, 12582912.0f));
 }
 __device__ __forceinline__ unsigned raw_bin(double x, const Line<double>& line) {
-  return unsigned(__double2int_rd(fmin(fmax((x - line.left) * line.scale, -1.0), line.last)));
+  const double last = x < line.right ? line.last - 0.5 : line.last;
+  return unsigned(__double2int_rd(fmin(fmax((x - line.left) * line.scale, -1.0), last)));
 }
 template <typename R>
 constexpr unsigned kFirstRawBin = sizeof(R) == 4 ? 0x4b3fffffu : ~0u;
