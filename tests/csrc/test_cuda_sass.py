@@ -1,7 +1,7 @@
 """Budget of registers, spills and instructions in the hot loops of PWLU and of some pointwise activations.
 
-Checked for each architecture, for contiguous tensors. The budget is in ``sass_budget.json``; change it only with
-a reason.
+Checked for each architecture, for contiguous tensors. The budget is in ``sass_budget.json``; change it only
+with a reason.
 """
 
 import json

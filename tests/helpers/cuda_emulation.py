@@ -73,7 +73,7 @@ class Case:
         raise NotImplementedError
 
     def buffers(self, op: int) -> list[tuple[torch.Tensor, int]]:
-        """The launchers' inputs and outputs: flat tensors, each with its offset from a multiple of 16 bytes."""
+        """The launchers' inputs and outputs: flat tensors, each with its offset from a multiple of 16."""
         raise NotImplementedError
 
     def results(self, op: int, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -174,7 +174,7 @@ class Emulation:
 def check_parts(
     emulation: Emulation, case: Case, op: int = BACKWARD, parts: tuple = (BACKWARD_X, BACKWARD_PARAMETERS)
 ) -> list[torch.Tensor]:
-    """Check that each partial gradient is bit-identical to that of the full backward, and return the latter."""
+    """Check that partial gradients are bit-identical to those of the full backward, and return the latter."""
     both = emulation.run(op, case)
     parts = [result for part in parts for result in emulation.run(part, case)]
     assert len(parts) == len(both)

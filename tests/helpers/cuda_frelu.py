@@ -18,7 +18,7 @@ EPS = 1e-5
 
 @dataclasses.dataclass
 class FreluCase(Case):
-    """The parameters are weight, bias, the norm's mean, var, weight and bias, and the norm's mean gradients."""
+    """Parameters: weight, bias, the norm's mean, var, weight and bias, and the norm's mean gradients."""
 
     saved: torch.Tensor = None
     """The tensor that forward saved for backward: the convolution's output, or y in inference."""

@@ -115,7 +115,7 @@ def check(case: PointwiseCase, op: int, results: list[torch.Tensor]) -> None:
         return getattr(oracle, case.name)(x, *arguments(case.name, table))
 
     def rounded(expected):
-        """The error bound: one rounding in the dtype of x, and several in the table's, of the largest value."""
+        """The error bound: one rounding in the dtype of x, several of the largest value in the table's."""
         return info.eps * (np.abs(expected) + info.smallest_normal) + 4 * unit * np.abs(expected).max(
             initial=1
         )

@@ -33,7 +33,7 @@ class Machine(NamedTuple):
 
 
 def compile_for(architecture: str, sources: list[str], folder: Path, *flags: str) -> Machine:
-    """Compile sources of ``csrc/cuda``, or others given by full path. Skips the test if that is impossible."""
+    """Compile sources of ``csrc/cuda`` (or full paths). Skips the test if that is impossible."""
     if not shutil.which("nvcc"):
         pytest.skip("nvcc is not installed")
     cuobjdump = _find_cuobjdump()
@@ -104,8 +104,8 @@ def count(instructions, pattern):
 def instructions_of_an_element(instructions, size: int, inputs: int) -> float:
     """Instructions per element in the hot loop, which reads ``inputs`` tensors and writes one.
 
-    ``size`` is that of an element in bytes. All accesses must have 128 bits, and there must be no local memory,
-    double precision, or atomics.
+    ``size`` is that of an element in bytes. All accesses must have 128 bits, and there must be no local
+    memory, double precision, or atomics.
     """
     loop = hot_loop(instructions)
     loads, stores = count(loop, r"\bLDG\S*\.128"), count(loop, r"\bSTG\S*\.128")

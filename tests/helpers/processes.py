@@ -1,7 +1,7 @@
 """Start commands in processes of their own, and wait for them.
 
-The limits are on CPU time and on time without progress, since the elapsed time depends on how busy the machine
-is.
+The limits are on CPU time and on time without progress, since the elapsed time depends on how busy the
+machine is.
 """
 
 from __future__ import annotations
