@@ -69,7 +69,7 @@ def test_library_can_be_built_and_loaded_without_a_gpu(tmp_path):
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
 @pytest.mark.parametrize(
-    "nvcc, reason", [(None, "there is no nvcc that runs"), ("9.1", "nvcc is of CUDA 9.1")]
+    "nvcc, reason", [(None, "nvcc cannot be run"), ("9.1", "nvcc is from CUDA 9.1, but torch is built for")]
 )
 def test_reason_of_a_failed_build_is_recorded(tmp_path, nvcc, reason):
     toolkit = tmp_path / "toolkit"
