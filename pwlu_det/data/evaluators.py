@@ -65,8 +65,8 @@ def evaluator_type(dataset_name: str) -> str:
     name = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     if name not in _EVALUATORS:
         raise ConfigError(
-            f"DATASETS.TEST: the metadata of '{dataset_name}' has the unknown evaluator_type '{name}'; known "
-            f"are {', '.join(_EVALUATORS)}. For others, override build_evaluator in your own trainer"
+            f"DATASETS.TEST: the metadata of '{dataset_name}' has the unknown evaluator_type '{name}'; it "
+            f"must be one of {', '.join(_EVALUATORS)}. For others, override build_evaluator in your trainer"
         )
     package = _PACKAGES.get(name)
     if package and importlib.util.find_spec(package) is None:
