@@ -41,7 +41,11 @@ def make_differentiable(name: str, plain: Callable, results: Sequence[str] = ("y
 
     def backward(ctx, grad: Tensor, *_others: None) -> Sequence[Tensor | None]:
         named = {**_saved(ctx), "grad": grad, "output_mask": needed_outputs(ctx)}
-        return backward_op(*(named[label] for label in backward_labels))
+        values = [named[label] for label in backward_labels]
+        if torch.is_grad_enabled() or is_transformed(values):
+            return backward_op(*values)
+        with torch._C._AutoDispatchBelowAutograd():  # saves a call of Python by the dispatcher
+            return backward_op(*values)
 
     def plain_backward(*values: Any) -> tuple[Tensor, ...]:
         # What the op saved of its results is computed again, so that its derivatives are not lost.
@@ -98,7 +102,7 @@ def register_autograd(
     def autograd(keyset: torch._C.DispatchKeySet, *values: Any) -> Tensor | tuple[Tensor, ...]:
         if is_transformed(values):
             return plain(*values)
-        if torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*values):
             return function.apply(*values, keyset)
         return call_op(keyset, values)
 
@@ -109,9 +113,11 @@ def is_transformed(values: Sequence) -> bool:
     """Whether an argument has a forward-mode tangent, or a transform of ``torch.func`` is active."""
     if torch._C._are_functorch_transforms_active():
         return True
-    if forward_ad._current_level < 0:  # the check of each tensor would take much longer
+    # Checking each tensor takes much longer. While torch.compile traces, the level is not kept in Python.
+    if forward_ad._current_level < 0 and not torch.compiler.is_compiling():
         return False
-    return any(isinstance(v, Tensor) and forward_ad.unpack_dual(v).tangent is not None for v in values)
+    tensors = (value for value in values if isinstance(value, Tensor))
+    return any(forward_ad.unpack_dual(tensor, level=0).tangent is not None for tensor in tensors)
 
 
 def vjp(function: Callable, arguments: Sequence, grads: Sequence[Tensor | None]) -> list[Tensor | None]:

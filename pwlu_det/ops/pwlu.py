@@ -109,7 +109,9 @@ def _save_phase1(ctx, values, outputs):
 
 def _phase1_backward(ctx, grad, _grad_mean, _grad_deviation):
     y, *parameters = ctx.saved_tensors
-    return torch.ops.aten.threshold_backward(grad, y, 0), *map(torch.zeros_like, parameters)
+    _, *needed = ctx.needs_input_grad
+    of_parameters = (torch.zeros_like(p) if needs else None for p, needs in zip(parameters, needed))
+    return torch.ops.aten.threshold_backward(grad, y, 0), *of_parameters
 
 
 make_differentiable("pwlu", _plain)
