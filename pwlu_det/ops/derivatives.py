@@ -67,9 +67,7 @@ def make_differentiable(name: str, plain: Callable, results: Sequence[str] = ("y
     _LIBRARY.impl(name, checked_plain, "FuncTorchBatched")
 
 
-def register_autograd(
-    op: torch._ops.OpOverload, plain: Callable, save: Callable, backward: Callable
-) -> None:
+def register_autograd(op: torch._ops.OpOverload, plain: Callable, save: Callable, backward: Callable) -> None:
     """Register autograd like ``torch.library.register_autograd``, with ``plain`` in its place where needed.
 
     torch's function drops forward-mode tangents in silence, and refuses the transforms of ``torch.func``.
@@ -77,8 +75,8 @@ def register_autograd(
     Args:
         plain: called if an argument has a tangent, and inside transforms of ``torch.func``.
         save: called with ``ctx``, the arguments and the output of the op.
-        backward: called with ``ctx`` and the gradients of the results, of which all but one may be None; returns
-            those of the arguments, and may leave out the last if they are None.
+        backward: called with ``ctx`` and the gradients of the results, of which all but one may be None;
+            returns those of the arguments, and may leave out the last if they are None.
     """
 
     def call_op(keyset: torch._C.DispatchKeySet, values: Sequence) -> Tensor | tuple[Tensor, ...]:
@@ -133,7 +131,9 @@ def vjp(function: Callable, arguments: Sequence, grads: Sequence[Tensor | None])
         pairs = [(y, grad) for y, grad in zip(_as_tuple(function(*values)), grads) if grad is not None]
     variables = [value for value in values if _is_differentiable(value)]
     outputs, of_outputs = zip(*pairs)
-    found = iter(torch.autograd.grad(outputs, variables, of_outputs, create_graph=with_graph, allow_unused=True))
+    found = iter(
+        torch.autograd.grad(outputs, variables, of_outputs, create_graph=with_graph, allow_unused=True)
+    )
     return [next(found) if _is_differentiable(value) else None for value in values]
 
 

@@ -1,7 +1,7 @@
 """The pointwise activations: each with its op, its formula in plain torch, and the formula's derivatives.
 
 Every kernel is tested against these formulas, and they run if there is no kernel. Where derivatives of
-derivatives are requested, autograd differentiates them, so its choice at a kink matters: relu, not clamp.
+derivatives are requested, autograd differentiates them: at a kink, it must choose the side that ``partials`` do.
 :func:`pwlu_det.ops.pointwise.pointwise` describes the arguments of the formulas and of the public
 functions of this module. The functions raise ValueError if a shape does not fit, or if a dtype is
 not float32, float64, float16 or bfloat16.
@@ -204,7 +204,7 @@ def _scaled_powers(x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[
     P / Q is evaluated as m * p / q with p = P/m^5 and q = Q/m^4, whose terms a_j u^j v^(5-j) and
     |b_k| w^k v^(4-k) never exceed their coefficients; x^5 itself overflows float16 at 10 and float32 at 5e7.
     """
-    # By autograd, too, either m or u is constant. (At |x| = 1, those of clamp would both have a derivative.)
+    # For autograd, exactly one of m and u varies with x, at |x| = 1 too; by clamp, both or neither would.
     beyond = x.abs() > 1
     m, u = torch.where(beyond, x.abs(), 1.0), torch.where(beyond, x.sign(), x)
     even = u * u  # not |u| |u|, which has no second derivative at 0

@@ -21,10 +21,10 @@ def frelu_sync(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`frelu` with the mean and variance of all batches of a process group, as in ``nn.SyncBatchNorm``.
 
-    All processes of the group must call it, its backward and double backward together, as they do all-reduces
-    (forward and backward one each). Batches may differ in size, and some may be empty. The gradients of the parameters are this process's share, which
-    data-parallel training adds up. The arguments and errors are those of :func:`frelu`, except that ``x`` may
-    have any size.
+    All processes of the group must call it together, and so its backward and double backward: forward and
+    backward do one all-reduce each. Batches may differ in size, and some may be empty. The gradients of the
+    parameters are this process's share, which data-parallel training adds up. The arguments and errors are
+    those of :func:`frelu`, except that ``x`` may have any size.
 
     Returns:
         y, the pooled mean and population variance of the convolution's output, and the pooled number of

@@ -139,8 +139,8 @@ def _locate(x: Tensor, left_bound: Tensor, right_bound: Tensor, num_intervals: i
     length = _interval_length(left_bound, right_bound, num_intervals)
     from_left = x - _per_channel(left_bound, x)
     u = from_left / _per_channel(length, x)
-    # Measured from B_L + MIN_WIDTH if that is further right; the sum itself might round to B_L. Its derivatives
-    # are those of x - B_R, so that bounds that have crossed can recover.
+    # Measured from B_L + MIN_WIDTH if that is further right; the sum itself might round to B_L. The
+    # derivatives are those of x - B_R in any case, so that bounds that have crossed can recover.
     moved = straight_through(torch.zeros_like(left_bound), left_bound - right_bound)
     from_minimum = from_left - MIN_WIDTH + _per_channel(moved, x)
     from_right = torch.minimum(x - _per_channel(right_bound, x), from_minimum)
