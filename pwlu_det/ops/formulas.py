@@ -1,7 +1,7 @@
 """The pointwise activations: each with its op, its formula in plain torch, and the formula's derivatives.
 
-Every kernel is tested against these formulas, and they run if there is no kernel. Where derivatives of
-derivatives are requested, autograd differentiates them: at a kink, it must choose the side that ``partials`` do.
+Every kernel is tested against these formulas, and they run if there is no kernel. For second derivatives,
+autograd differentiates them: at a kink, it must choose the same side as ``partials``.
 :func:`pwlu_det.ops.pointwise.pointwise` describes the arguments of the formulas and of the public
 functions of this module. The functions raise ValueError if a shape does not fit, or if a dtype is
 not float32, float64, float16 or bfloat16.
