@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pwlu_det import ops
 from pwlu_det.activations.modules import is_plain_frozen_norm, is_plain_module
 from pwlu_det.activations.registry import register_activation
+from pwlu_det.ops.library import without_autocast
 
 
 @register_activation("frelu")
@@ -54,7 +55,7 @@ class FReLU(nn.Module):
         return self._call_modules(x)
 
     def _call_modules(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             if _is_plain_convolution(self.conv):
                 weight, bias = self.conv.weight.to(x.dtype), self.conv.bias.to(x.dtype)
                 conv = F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])

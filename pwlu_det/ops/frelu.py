@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pwlu_det.ops.derivatives import make_differentiable
-from pwlu_det.ops.library import compute_dtype, define
+from pwlu_det.ops.library import compute_dtype, define, without_autocast
 
 _X = {"x": "B C H W"}
 _SAVED = {**_X, "conv": "x", "mean": "C", "var": "C"}
@@ -93,7 +93,7 @@ def _like(x: Tensor, values: Tensor) -> Tensor:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return F.conv2d(*_widen(x, weight, bias), padding=1, groups=x.shape[1])
 
 

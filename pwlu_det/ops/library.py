@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ ARGUMENTS: dict[str, Mapping[str, str]] = {}
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic on an input of ``dtype``: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Disable autocast on the device of ``x``; the meta device has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def define(
