@@ -186,6 +186,9 @@ class PWLU(nn.Module):
         """Enter phase II by equation 6: bounds at mu -+ 3 sigma, and ReLU at the new demarcation points.
 
         Without statistics, a warning is issued, and the bounds become -``init_bound`` and ``init_bound``.
+
+        With FSDP2, all processes must call it together, with equal statistics, while the parameters are sharded
+        (after a forward without backward, call ``reshard()``). :class:`~pwlu_det.TwoPhaseHook` does so.
         """
         if self.num_batches > 0:
             half_width = (self.num_sigma * self.running_std).clamp(min=self.MIN_REALIGNED_WIDTH / 2)
