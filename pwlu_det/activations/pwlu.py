@@ -74,7 +74,7 @@ class PWLU(nn.Module):
         defers_update: append the moments of each training forward to ``batch_moments``, for the caller to
             pool over calls and processes and pass to :meth:`update_statistics`. By default, each forward
             updates the statistics itself.
-        expects_hook: warn if a training forward collects statistics while ``defers_update`` is False.
+        expects_hook: warn, once, if a training forward collects statistics while ``defers_update`` is False.
 
     Raises:
         OptionError: an argument is out of range.
@@ -121,6 +121,7 @@ class PWLU(nn.Module):
         self._checked_versions: list[int] = []
         self.defers_update = False
         self.expects_hook = False
+        self._has_warned_of_change = False
         self.batch_moments: list[Moments] = []
         self._reset_to_relu(*self._initial_bounds())
 
@@ -144,10 +145,14 @@ class PWLU(nn.Module):
         if not self._collects():
             return ops.pwlu(x, *self._parameter_list())
         if self.expects_hook and not self.defers_update:
+            # Once per site: detectron2's convolutions reset Python's memory of the warnings it has shown.
+            self.expects_hook = False
             warnings.warn(_NO_HOOK, stacklevel=2)
         y, mean, deviation = ops.pwlu_phase1(x, *self._parameter_list())
         if not torch.compiler.is_compiling() and not self._holds_relu():
-            warnings.warn(_CHANGED, stacklevel=2)
+            if not self._has_warned_of_change:
+                self._has_warned_of_change = True
+                warnings.warn(_CHANGED, stacklevel=2)
             y = ops.pwlu(x, *self._parameter_list())
         self._collect(Moments(x.numel() // mean.numel(), mean, deviation))
         return y
