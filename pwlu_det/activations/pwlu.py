@@ -193,7 +193,7 @@ class PWLU(nn.Module):
         Without statistics, a warning is issued, and the bounds become -``init_bound`` and ``init_bound``.
 
         With FSDP2, all processes must call it together, with equal statistics, while the parameters are
-        sharded: after a forward without backward, call ``reshard()``. :class:`~pwlu_det.TwoPhaseHook` does so.
+        sharded; after a forward without a backward, call ``reshard()``. :class:`~pwlu_det.TwoPhaseHook` does.
         """
         if self.num_batches > 0:
             half_width = (self.num_sigma * self.running_std).clamp(min=self.MIN_REALIGNED_WIDTH / 2)

@@ -1,6 +1,6 @@
 """Activations without parameters: those of torch.nn, whose constructors take the number of channels here.
 
-They may also be called without it, and with ``inplace``, as timm does with its ``act_layer``; both are ignored.
+Both that argument and ``inplace``, which timm passes to its ``act_layer``, are optional and ignored.
 """
 
 from __future__ import annotations
