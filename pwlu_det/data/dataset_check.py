@@ -57,7 +57,8 @@ def check_datasets(cfg, training: bool) -> list[str]:
 
 def _find(key: str, name: str) -> Metadata:
     if name not in DatasetCatalog.list():
-        raise ConfigError(f"{key}: unknown dataset '{name}'; known are {', '.join(DatasetCatalog.list())}")
+        known = ", ".join(DatasetCatalog.list())
+        raise ConfigError(f"{key}: unknown dataset '{name}'; it must be one of {known}")
     metadata = MetadataCatalog.get(name)
     try:
         annotations = metadata.get("json_file")

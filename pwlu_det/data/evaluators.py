@@ -97,8 +97,8 @@ def evaluator_type(dataset_name: str) -> str:
     name = _type_in_metadata(dataset_name)
     if name not in _EVALUATORS:
         raise ConfigError(
-            f"DATASETS.TEST: the metadata of '{dataset_name}' has the unknown evaluator_type '{name}'; known "
-            f"are {', '.join(_EVALUATORS)}. For others, override build_evaluator in your own trainer"
+            f"DATASETS.TEST: the metadata of '{dataset_name}' has the unknown evaluator_type '{name}'; it "
+            f"must be one of {', '.join(_EVALUATORS)}. For others, override build_evaluator in your trainer"
         )
     _check_installed(f"DATASETS.TEST: evaluating '{dataset_name}'", _EVALUATION_PACKAGES.get(name, ()))
     _check_installed(f"DATASETS.TEST: reading '{dataset_name}'", _READING_PACKAGES.get(name, ()))

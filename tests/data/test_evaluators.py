@@ -111,7 +111,9 @@ def test_evaluator_types(cfg, tmp_path, catalog):
     (tmp_path / "x.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     assert type(evaluator_of("coco")) is COCOEvaluator
     assert type(evaluator_of("sem_seg")) is SemSegEvaluator
-    with pytest.raises(ConfigError, match="has the unknown evaluator_type 'depth'; known are coco, sem_seg"):
+    with pytest.raises(
+        ConfigError, match="has the unknown evaluator_type 'depth'; it must be one of coco, sem"
+    ):
         evaluator_of("depth")
 
 
