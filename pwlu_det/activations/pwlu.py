@@ -188,7 +188,7 @@ class PWLU(nn.Module):
         Without statistics, a warning is issued, and the bounds become -``init_bound`` and ``init_bound``.
 
         With FSDP2, all processes must call it together, with equal statistics, while the parameters are
-        sharded: after a forward without backward, call ``reshard()``. :class:`~pwlu_det.TwoPhaseHook` does so.
+        sharded: call ``reshard()`` before. :class:`~pwlu_det.TwoPhaseHook` takes care of it.
         """
         if self.num_batches > 0:
             half_width = (self.num_sigma * self.running_std).clamp(min=self.MIN_REALIGNED_WIDTH / 2)

@@ -1,6 +1,6 @@
 """Activations without parameters: those of torch.nn, whose constructors take the number of channels here.
 
-They may also be called without it, and with ``inplace``, as timm does with its ``act_layer``; both are ignored.
+They ignore it, and ``inplace``, and both may be left out, as timm does where it calls its ``act_layer``.
 """
 
 from __future__ import annotations
