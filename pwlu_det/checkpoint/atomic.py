@@ -18,9 +18,9 @@ import torch
 def atomic_writer(path: str) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces ``path`` when the block ends.
 
-    If the block or the disk fails, the old file is unchanged. Several processes may write the same file: it is
-    always that of one of them. The temporary file is in the same folder and called ``path.*.tmp``; those of
-    processes that were killed are removed by the next writer.
+    If the block or the disk fails, the old file is unchanged. If several processes write the same file, it is
+    always whole and that of one of them. The temporary file is in the same folder and called ``path.*.tmp``;
+    those of processes that were killed are removed by the next writer.
 
     Raises:
         OSError: the file cannot be written.
@@ -28,7 +28,7 @@ def atomic_writer(path: str) -> Iterator[BinaryIO]:
     path = os.path.realpath(path)  # replace a link's target, not the link
     if os.path.exists(path) and not os.path.isfile(path):  # os.replace would replace even a device
         raise OSError(errno.EINVAL, "Not a regular file", path)
-    remove_stale(path)
+    remove_stale(os.path.dirname(path), re.escape(os.path.basename(path)))
     f = _create(path)
     try:
         with f:
@@ -45,13 +45,17 @@ def atomic_writer(path: str) -> Iterator[BinaryIO]:
     _sync_folder(os.path.dirname(path))
 
 
-def remove_stale(path: str) -> None:
-    """Remove the temporary files that killed writers of ``path`` have left: those that nobody has locked."""
-    folder, name = os.path.split(path)
-    is_temporary = re.compile(re.escape(name) + r"\.[0-9a-f]{8}\.tmp").fullmatch
+def remove_stale(folder: str, name: str) -> None:
+    """Remove the temporary files that killed writers have left: those that no process has locked.
+
+    Args:
+        folder: the folder of the files that were being written.
+        name: a regular expression for their names.
+    """
+    is_temporary = re.compile(rf"(?:{name})\.[0-9a-f]{{8}}\.tmp").fullmatch
     entries: list[str] = []
     with suppress(OSError):  # the folder may not be readable
-        entries = os.listdir(folder or ".")
+        entries = os.listdir(folder)
     for entry in filter(is_temporary, entries):
         with suppress(OSError), open(os.path.join(folder, entry), "r+b") as f:
             fcntl.flock(
@@ -64,7 +68,7 @@ def _create(path: str) -> BinaryIO:
     """Create a temporary file, and lock it until it is closed or this process ends."""
     while True:
         try:
-            f = open(f"{path}.{secrets.token_hex(4)}.tmp", "xb")
+            f = open(f"{path}.{secrets.token_hex(4)}.tmp", "xb")  # noqa: SIM115
         except OSError as error:
             error.filename = path
             raise

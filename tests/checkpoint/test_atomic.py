@@ -2,11 +2,10 @@
 
 import errno
 import fcntl
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import pytest
@@ -72,28 +71,27 @@ def test_error_in_the_block_is_propagated(tmp_path):
 
 # --- several writers of one file ------------------------------------------------------------------
 
-WRITER = """
-import os, sys
-from pwlu_det.checkpoint.atomic import atomic_writer
 
-path, mark = sys.argv[1:]
-for _ in range(60):
-    with atomic_writer(path) as f:
-        for _ in range(50):
-            f.write(mark.encode() * 1000)
-            f.flush()
-"""
+def write_often(path, mark):
+    for _ in range(15):
+        with atomic_writer(str(path)) as f:
+            for _ in range(50):
+                f.write(mark * 1000)
+                f.flush()
 
 
 def test_several_writers_of_one_file(tmp_path):
     """At each moment, the file is whole and by one of its writers."""
     path = tmp_path / "file"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, mark]) for mark in "abc"]
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=write_often, args=(path, mark)) for mark in (b"a", b"b", b"c")]
+    for writer in writers:
+        writer.start()
     contents = set()
-    while any(writer.poll() is None for writer in writers):
+    while any(writer.is_alive() for writer in writers):
         if path.exists():
             contents.add(path.read_bytes())
-    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert 2 <= len(contents) <= 3
     assert all(len(content) == 50_000 and len(set(content)) == 1 for content in contents)
     assert os.listdir(tmp_path) == ["file"]

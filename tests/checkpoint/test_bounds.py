@@ -7,6 +7,7 @@ import signal
 import struct
 import zipfile
 from collections import OrderedDict
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def dumps(content, protocol=2) -> bytes:
         def save_global(self, obj, name=None):
             self.write(b"c" + f"{obj.__module__}\n{obj.__qualname__}\n".encode())
 
-        dispatch = {**pickle._Pickler.dispatch, type(dumps): save_global}
+        dispatch: ClassVar = {**pickle._Pickler.dispatch, type(dumps): save_global}
 
     file = io.BytesIO()
     Pickler(file, protocol).dump(content)

@@ -93,7 +93,7 @@ def test_expanded_tensors_are_saved_whole(tmp_path):
 def test_iteration_out_of_range(iteration, tmp_path):
     path = str(tmp_path / "model.pth")
     torch.save({"model": {"w": torch.ones(1)}, "iteration": iteration}, path)
-    with pytest.raises(CheckpointError, match="its iteration is .* it must be an integer from 0 to"):
+    with pytest.raises(CheckpointError, match=r"its iteration is .* it must be an integer from 0 to"):
         read_iteration(path)
 
 
