@@ -1,4 +1,7 @@
-"""Activations without parameters: those of torch.nn, whose constructors take the number of channels here."""
+"""Activations without parameters: those of torch.nn, whose constructors take the number of channels here.
+
+Both that argument and ``inplace``, which timm passes to its ``act_layer``, are optional and ignored.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pwlu_det.activations.registry import register_activation
+from pwlu_det.ops.library import without_autocast
 
 
 class _Fixed:
-    def __init__(self, num_channels: int):
+    def __init__(self, num_channels: int | None = None, inplace: bool = False):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, *]`` to the same shape, dtype and layout."""
-        with torch.autocast(x.device.type, enabled=False):  # autocast would change the dtype of x
+        with without_autocast(x):  # autocast would change the dtype of x
             return super().forward(x)
 
 
@@ -23,7 +27,7 @@ class _Fixed:
 class ReLU(nn.ReLU):
     """max(x, 0)."""
 
-    def __init__(self, num_channels: int):
+    def __init__(self, num_channels: int | None = None, inplace: bool = False):
         super().__init__()
 
 

@@ -215,6 +215,6 @@ def _read_resumable(file: str) -> dict[str, Any]:
             f"it is not a training checkpoint: it has no {' and no '.join(sorted(lacking))}"
         )
     trainer = content["trainer"]
-    if not isinstance(trainer, dict) or trainer.get("iteration") != iteration:
-        raise CheckpointError(f"its trainer's state is not that of iteration {iteration}")
+    if iteration is None or not isinstance(trainer, dict) or trainer.get("iteration") != iteration:
+        raise CheckpointError(f"its trainer's state is not that of its iteration, {iteration}")
     return content

@@ -4,8 +4,11 @@
 // function is a line, given by its value at a center c_k: the middle of the interval, or B_L and B_R in the outer
 // bins.
 //
-//     k = clip(floor((x - B_L) * scale), -1, N)       c_k = clip(k * d + B_L + d / 2, B_L, B_R)
+//     k = clip(floor((x - B_L) * scale), -1, N - 1 if x < B_R, else N)
+//     c_k = clip(k * d + B_L + d / 2, B_L, B_R)
 //     y = value[k] + slope[k] * (x - c_k)
+//
+// x is compared with B_R because the rounded product may reach N far to the left of it, if B_L is much larger.
 //
 // x - c_k has a single rounding error, relative to itself, even if the bounds are close together and far from zero.
 // c_k is the center as computed in the kernel's arithmetic; value[k] is the value of the line there, computed in
@@ -109,8 +112,8 @@ PWLU_FN Line<R> make_line(const Parameters<P>& p) {
 // The bin of x, as an integer of type R. NaN goes to bin -1.
 template <typename R>
 PWLU_FN R bin_of(R x, const Line<R>& line) {
-  const R u = floor((x - line.left) * line.scale);
-  return u > R(-1) ? (u < line.last ? u : line.last) : R(-1);
+  const R u = floor((x - line.left) * line.scale), last = x < line.right ? line.last - 1 : line.last;
+  return u > R(-1) ? (u < last ? u : last) : R(-1);
 }
 
 // The center c_k that x is measured from.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,9 +15,18 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+ARGUMENTS: dict[str, Mapping[str, str]] = {}
+"""The shapes of each op's arguments, in the notation of :func:`check_arguments`."""
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic on an input of ``dtype``: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Disable autocast on the device of ``x``; the meta device has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def define(
@@ -33,6 +43,7 @@ def define(
             requested, the op returns empty tensors of shape ``[0]``, and the implementation returns None.
     """
     qualified = f"pwlu_det::{name}"
+    ARGUMENTS[name] = arguments
     schema = [f"{'float' if shape == 'float' else 'Tensor'} {label}" for label, shape in arguments.items()]
     if output_mask:
         schema.append("bool[2] output_mask")
@@ -76,18 +87,6 @@ def _empty(result: str, tensors: Mapping[str, Tensor], sizes: Mapping[str, int])
     return tensors["x"].new_empty(shape, dtype=compute_dtype(tensors["x"].dtype))
 
 
-def needed_outputs(ctx) -> tuple[bool, bool]:
-    """Whether autograd needs the gradient of ``x`` (the first argument), and any of the others."""
-    return ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
-
-
-def only_needed(ctx, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """For each argument, its gradient, or None if autograd does not need it."""
-    needed = ctx.needs_input_grad
-    padded = [*gradients, *[None] * (len(needed) - len(gradients))]
-    return tuple(gradient if wanted else None for gradient, wanted in zip(padded, needed))
-
-
 # --- checks -------------------------------------------------------------------------------------
 
 
@@ -110,7 +109,7 @@ def check_arguments(op: str, shapes: Mapping[str, str], values: Sequence) -> dic
     _check_kind(op, "x", x)
     dims = shapes["x"].split()
     if x.dim() < 2 if "*" in dims else x.dim() != 4:
-        raise ValueError(f"{op}: x has shape {list(x.shape)}; [{', '.join(dims)}] is needed")
+        raise ValueError(f"{op}: x has shape {list(x.shape)}; it must be [{', '.join(dims)}]")
     sizes = {"C": x.shape[1]}
     for name, value in named.items():
         _check_beside_x(op, x, name, value, shapes[name], sizes)
@@ -122,7 +121,7 @@ def _check_kind(op: str, name: str, tensor: Tensor) -> None:
         allowed = "float32, float64, float16 and bfloat16 are allowed"
         raise ValueError(f"{op}: {name} has dtype {_name_of(tensor.dtype)}; {allowed}")
     if tensor.layout != torch.strided:
-        raise ValueError(f"{op}: {name} has layout {_name_of(tensor.layout)}; strided is allowed")
+        raise ValueError(f"{op}: {name} has layout {_name_of(tensor.layout)}; it must be strided")
 
 
 def _check_beside_x(op, x: Tensor, name: str, value, shape: str, sizes: dict[str, int]) -> None:
@@ -132,7 +131,7 @@ def _check_beside_x(op, x: Tensor, name: str, value, shape: str, sizes: dict[str
         return
     if shape == "int64":
         if value.dtype != torch.int64 or value.dim() != 0 or value.device.type != "cpu":
-            raise ValueError(f"{op}: {name} must be a scalar in int64 on the CPU")
+            raise ValueError(f"{op}: {name} must be an int64 scalar on the CPU")
         return
     _check_kind(op, name, value)
     if value.device != x.device:

@@ -10,9 +10,9 @@ from pwlu_det.checkpoint.atomic import atomic_save
 from pwlu_det.checkpoint.checkpointer import Checkpointer, find_resumable, has_resumable
 
 
-def write(folder, name, iteration, **changes):
+def write(folder, name, iteration, changes=()):
     content = {"model": {"w": torch.ones(10)}, "trainer": {"iteration": iteration}, "iteration": iteration}
-    atomic_save({**content, **changes}, str(folder / name))
+    atomic_save({**content, **dict(changes)}, str(folder / name))
 
 
 @pytest.fixture
@@ -102,13 +102,13 @@ def test_special_files_are_not_opened(run):
         ({"iteration": 10**20}, "its iteration is 100000000000000000000; it must"),
         ({"iteration": "x"}, "its iteration is 'x'; it must"),
         ({"iteration": 5.0}, "its iteration is 5.0; it must"),
-        ({"iteration": torch.ones(1)}, "its trainer's state is not that of iteration None"),
-        ({"trainer": {"iteration": 7}}, "its trainer's state is not that of iteration 14"),
-        ({"trainer": []}, "its trainer's state is not that of iteration 14"),
+        ({"iteration": torch.ones(1)}, "its trainer's state is not that of its iteration, None"),
+        ({"trainer": {"iteration": 7}}, "its trainer's state is not that of its iteration, 14"),
+        ({"trainer": []}, "its trainer's state is not that of its iteration, 14"),
     ],
 )
 def test_iteration_out_of_range(tmp_path, changes, message):
-    write(tmp_path, "model_final.pth", 14, **changes)
+    write(tmp_path, "model_final.pth", 14, changes)
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
     with pytest.raises(CheckpointError, match="has no intact checkpoint") as error:
         find_resumable(str(tmp_path))

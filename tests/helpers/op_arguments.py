@@ -16,7 +16,7 @@ SHAPES = {
     "numerator": (C, 6),
     "denominator": (C, 4),
 }
-"""Of the tensors; those that are not here have a number for each channel."""
+"""Shapes of the tensors; those that are not listed have one number per channel."""
 
 ALL_OPS = sorted(
     name.split("::")[1]
@@ -31,7 +31,7 @@ def overload(op: str) -> torch._ops.OpOverload:
 
 
 def make_arguments(op: str, dtype=torch.float32, device="cpu", memory_format=torch.contiguous_format) -> dict:
-    """Valid ones: by name, in the order of the schema."""
+    """Valid arguments by name, in the order of the schema."""
     generator = torch.Generator().manual_seed(0)
     others = {"eps": 1e-5, "alpha": 0.1, "output_mask": (True, True), "seed": torch.tensor(3)}
     arguments = {}

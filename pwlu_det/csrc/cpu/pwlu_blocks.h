@@ -21,6 +21,7 @@ class BlockLocator {
         length_(block.length),
         middle_(block.middle),
         scale_(block.scale),
+        last_inner_(block.functions->line.last - 1),
         last_(block.functions->line.last) {
     for (int c = 0; c < pwlu::kBlockChannels + kLanePadding; ++c) first_[c] = c * block.bins();
   }
@@ -30,16 +31,17 @@ class BlockLocator {
     Vec distance;
   };
   PWLU_INLINE Place operator()(Vec x, int64_t channel) const {
-    const Vec left = Vec::load(left_ + channel), minus_one(-1.0f);
-    const Vec k = min(max(floor((x - left) * Vec::load(scale_ + channel)), minus_one), last_);
+    const Vec left = Vec::load(left_ + channel), right = Vec::load(right_ + channel), minus_one(-1.0f);
+    const Vec last = where_negative(x - right, last_inner_, last_);
+    const Vec k = min(max(floor((x - left) * Vec::load(scale_ + channel)), minus_one), last);
     const Vec center = fma(k, Vec::load(length_ + channel), Vec::load(middle_ + channel));
-    const Vec distance = x - min(max(center, left), Vec::load(right_ + channel));
+    const Vec distance = x - min(max(center, left), right);
     return {Index(k - minus_one) + Index::load(first_ + channel), distance};
   }
 
  private:
   const float *left_, *right_, *length_, *middle_, *scale_;
-  const Vec last_;
+  const Vec last_inner_, last_;
   int32_t first_[pwlu::kBlockChannels + kLanePadding];
 };
 

@@ -35,6 +35,7 @@ class RowLocator {
         length_(line.length),
         middle_(line.middle),
         scale_(line.scale),
+        last_inner_(line.last - 1),
         last_(line.last),
         minus_one_(-1.0f) {}
 
@@ -43,12 +44,13 @@ class RowLocator {
     Vec distance;
   };
   PWLU_INLINE Place operator()(Vec x) const {
-    const Vec k = min(max(floor((x - left_) * scale_), minus_one_), last_);
+    const Vec last = where_negative(x - right_, last_inner_, last_);
+    const Vec k = min(max(floor((x - left_) * scale_), minus_one_), last);
     return {Index(k - minus_one_), x - min(max(fma(k, length_, middle_), left_), right_)};
   }
 
  private:
-  const Vec left_, right_, length_, middle_, scale_, last_, minus_one_;
+  const Vec left_, right_, length_, middle_, scale_, last_inner_, last_, minus_one_;
 };
 
 template <int Registers, typename T>
