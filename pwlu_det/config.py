@@ -168,9 +168,7 @@ def check_yaml(text: str) -> None:
     import yaml
 
     sizes: dict[str | None, int] = {}  # of anchored nodes
-    stack: list[tuple[str | None, int]] = [
-        (None, 0)
-    ]  # the anchors and sizes of the nodes that are not closed
+    stack: list[tuple[str | None, int]] = [(None, 0)]  # anchors and sizes of the nodes not yet closed
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             stack.append((event.anchor, 1))
