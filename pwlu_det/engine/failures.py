@@ -21,8 +21,8 @@ def explain(error: BaseException) -> str | None:
     lost = isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker (pid" in str(error)
     if lost:
         return (
-            f"a data loader worker was lost ({describe(error)}). It was killed, perhaps because the memory was "
-            f"full: a smaller DATALOADER.NUM_WORKERS needs less. {_RESUME}"
+            f"a data loader worker was lost ({describe(error)}). Perhaps it was killed because the memory was "
+            f"full: fewer workers (DATALOADER.NUM_WORKERS) need less. {_RESUME}"
         )
     return str(error) if isinstance(error, OSError) else None
 

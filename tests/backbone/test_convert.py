@@ -8,7 +8,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
 import pwlu_det
-from pwlu_det import PWLU, PwluDetError, convert_activations
+from pwlu_det import PWLU, PwluDetError, build_activation, convert_activations
 
 SITES_OF_R50 = {
     f"{stage}.{block}.act{i}"
