@@ -19,8 +19,7 @@ BOMBS = {
     "lists": bomb("[1, 2]", "[{0}, {0}]"),
     "dictionaries": bomb("{x: 1}", "{{x: {0}, y: {0}}}"),
     "merged dictionaries": bomb("{x: 1}", "{{<<: [{0}, {0}]}}"),
-    "long text": f"a: &a {'x' * 100}\nb: [{', '.join(['*a'] * 10_000)}]\n"
-    + bomb("[*b, *b]", "[{0}, {0}]", 10),
+    "a long list": f"b: &b [{', '.join(['1'] * 10_000)}]\n" + bomb("[*b, *b]", "[{0}, {0}]", 10),
 }
 
 
@@ -41,7 +40,7 @@ def test_aliases_that_repeat_content_exponentially(tmp_path, kind, in_base):
 def test_ordinary_aliases_are_allowed(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("SOLVER: {STEPS: &steps [10, 20]}\nTEST: {AUG: {MIN_SIZES: *steps}}\nVERSION: 2\n")
-    assert load_config(str(path), []).TEST.AUG.MIN_SIZES == [10, 20]
+    assert load_config(str(path), []).TEST.AUG.MIN_SIZES == (10, 20)
     text = f"a: &a {{x: [{', '.join('1' * 100)}]}}\n" + "".join(f"b{i}: {{<<: *a}}\n" for i in range(20))
     check_yaml(text + "# " + "x" * 2000)
     with pytest.raises(yaml.YAMLError):

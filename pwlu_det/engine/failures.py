@@ -18,11 +18,10 @@ def explain(error: BaseException) -> str | None:
         if "Original Traceback" not in str(error):
             return str(error)
         return re.sub(rf".*{type(error).__name__}: ", "", str(error), flags=re.DOTALL).strip()
-    lost = isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker (pid" in str(error)
-    if lost:
+    if isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker (pid" in str(error):
         return (
-            f"a data loader worker was lost ({describe(error)}). Perhaps it was killed because the memory was "
-            f"full: fewer workers (DATALOADER.NUM_WORKERS) need less. {_RESUME}"
+            f"a data loader worker was lost ({describe(error)}). Perhaps it was killed because memory was "
+            f"full: fewer workers, DATALOADER.NUM_WORKERS, need less. {_RESUME}"
         )
     return str(error) if isinstance(error, OSError) else None
 
