@@ -280,6 +280,6 @@ def test_activations_are_in_the_mode_of_their_blocks(cfg, training):
         backbone, lambda c: build_activation("rrelu", c), ("stem", "res3", "top"), ("act1", "act2")
     )
     sites = {name: m for name, m in backbone.named_modules() if ".act" in name}
-    assert len(sites) == 1 + 2 * 4 + 1
+    assert len(sites) == 1 + 3 * 4 + 1  # act3 too: it stays ReLU
     for name, site in sites.items():
         assert site.training == (training != ("res3" in name)), name
