@@ -151,10 +151,12 @@ def kill_and_delete_tag(run: Run, schedule: Schedule, seconds: float, rng: rando
 def kill_after_second_run(run: Run, schedule: Schedule, seconds: float, rng: random.Random) -> bool:
     """Start a second run during a random iteration of the first, which is killed later."""
     run.wait_for(rng.randrange(schedule.length // 4))
-    before = {path.name for path in run.folder.iterdir()}
+    run.process.send_signal(signal.SIGSTOP)  # it could end before the second run has started
+    before = {path: path.stat().st_mtime_ns for path in run.folder.glob("*") if path.name != "output.txt"}
     output = Run(schedule, run.folder, *rng.choice([(), ("--resume",)])).finish(status=2)
     assert f"is in use by another run (process {run.process.pid} on " in output
-    assert before <= {path.name for path in run.folder.iterdir()}
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    run.process.send_signal(signal.SIGCONT)
     time.sleep(rng.uniform(0, seconds / 4))
     return run.kill()
 
