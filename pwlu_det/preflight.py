@@ -21,6 +21,7 @@ from pwlu_det.config import (
 )
 from pwlu_det.data.dataset_check import check_datasets
 from pwlu_det.errors import ConfigError, PwluDetError
+from pwlu_det.ops.kernels import find_misuse
 
 AMP_DTYPES = ("float16", "bfloat16")
 MASK_FORMATS = ("polygon", "bitmask")
@@ -39,6 +40,9 @@ def check_config(cfg, num_processes: int = 1) -> None:
     Raises:
         ConfigError: a value is not allowed; the message names the key.
     """
+    misuse = find_misuse()
+    if misuse:
+        raise ConfigError(misuse)
     node = cfg.MODEL.ACTIVATION
     try:
         get_placement(node.NAME)

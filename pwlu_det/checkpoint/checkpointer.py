@@ -20,6 +20,9 @@ from pwlu_det.checkpoint.plain import plain
 from pwlu_det.checkpoint.reader import read_checkpoint, read_iteration
 from pwlu_det.errors import CheckpointError, PwluDetError, describe
 
+# Buffers that models or norms fill in if a file lacks them.
+_FILLED_IN = ("running_mean", "running_var", "num_batches_tracked", "pixel_mean", "pixel_std")
+
 logger = logging.getLogger(f"detectron2.{__name__}")
 
 
@@ -109,7 +112,7 @@ class Checkpointer(DetectionCheckpointer):
             raise
         except Exception as error:  # the file was read, so its content must be wrong
             raise CheckpointError(f"{path} cannot be loaded: {describe(error)}") from error
-        keys = self.model.state_dict().keys() - {"pixel_mean", "pixel_std"}
+        keys = {key for key in self.model.state_dict() if not key.endswith(_FILLED_IN)}
         if path and keys and keys <= set(self.incompatible.missing_keys):
             raise CheckpointError(
                 f"{path} does not fit the model: none of its tensors has the name and the shape of any of "

@@ -6,10 +6,10 @@ import os
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from pwlu_det.checkpoint.array_pickle import load_arrays
 from pwlu_det.config import architecture
 from pwlu_det.data.coco_check import Summary, Use, check_coco
 from pwlu_det.data.evaluators import check_readable, evaluator_type
+from pwlu_det.data.proposals import read_proposals
 from pwlu_det.errors import ConfigError, DatasetError
 
 _CLASS_COUNTS = {"RetinaNet": "RETINANET", "GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS"}
@@ -51,7 +51,7 @@ def check_datasets(cfg, training: bool) -> list[str]:
         if key == "TRAIN" and len(summaries) == len(cfg.DATASETS.TRAIN):
             _check_together(cfg, summaries)
         if cfg.MODEL.LOAD_PROPOSALS:
-            _check_proposals(f"DATASETS.PROPOSAL_FILES_{key}", cfg.DATASETS[f"PROPOSAL_FILES_{key}"])
+            _check_proposals(cfg, key)
     return notes
 
 
@@ -125,11 +125,13 @@ def _check_together(cfg, summaries: dict[str, Summary]) -> None:
         raise ConfigError(f"DATASETS.TRAIN is {cfg.DATASETS.TRAIN}; it has no objects to train on: {notes}")
 
 
-def _check_proposals(key: str, files: tuple[str, ...]) -> None:
-    """Check files that detectron2 would unpickle, running any code in them."""
+def _check_proposals(cfg, split: str) -> None:
+    key = f"PROPOSAL_FILES_{split}"
+    files, number = cfg.DATASETS[key], len(cfg.DATASETS[split])
+    if len(files) != number:
+        raise ConfigError(f"DATASETS.{key} has {len(files)} files; DATASETS.{split} has {number} datasets")
     for file in files:
         try:
-            with open(file, "rb") as f:
-                load_arrays(f)
-        except Exception as error:  # reading a broken pickle can raise anything
-            raise DatasetError(f"{key}: {file} is not a pickle of NumPy arrays: {error}") from error
+            read_proposals(file)
+        except DatasetError as error:
+            raise DatasetError(f"DATASETS.{key}: {error}") from error

@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pwlu_det.data.mapper import Mapper
+from pwlu_det.data.proposals import own_proposal_reader
 from pwlu_det.engine.random_state import seeded
 
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -45,7 +46,7 @@ def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> Dat
     """
     mapper = mapper or Mapper(cfg, is_train=True)
     # The mapper works on one image at a time, so it can run last: batches are formed before images are read.
-    with seeded(cfg.SEED):  # detectron2's samplers draw their seed from NumPy
+    with seeded(cfg.SEED), own_proposal_reader():  # detectron2's samplers draw their seed from NumPy
         loader = build_detection_train_loader(cfg, mapper=_identity)
     while not isinstance(loader, ToIterableDataset):  # the innermost layer: sampler and dataset
         if not hasattr(loader, "dataset"):

@@ -19,6 +19,7 @@ from pwlu_det.collect_env import collect_env
 from pwlu_det.config import architecture, on_cpu
 from pwlu_det.data.evaluators import build_evaluator
 from pwlu_det.data.mapper import Mapper
+from pwlu_det.data.proposals import own_proposal_reader
 from pwlu_det.engine.amp import build_step_trainer
 from pwlu_det.engine.data_stream import build_train_loader
 from pwlu_det.engine.optimizer import build_optimizer, check_has_sites
@@ -116,7 +117,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        return build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))
+        with own_proposal_reader():
+            return build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))
 
     @classmethod
     def build_optimizer(cls, cfg, model):

@@ -82,7 +82,7 @@ def test_a_worker_that_survives_its_run_does_not_hold_the_lock(tmp_path):
     """Data loader workers are forked from the run, and notice its end a few seconds later."""
     with lock_output_dir(str(tmp_path)):
         here, there = FORK.Pipe()
-        worker = FORK.Process(target=wait, args=(there,))
+        worker = FORK.Process(target=wait, args=(there,), daemon=True)
         worker.start()
     process = FORK.Process(target=try_in_a_new_process, args=(tmp_path,))
     process.start()
