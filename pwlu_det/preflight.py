@@ -88,6 +88,8 @@ def check_training(cfg, num_processes: int = 1) -> None:
     batch, num_processes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE or num_processes
     allowed = f"a multiple of the number of processes, {num_processes}"
     _check(batch > 0 and batch % num_processes == 0, "SOLVER.IMS_PER_BATCH", batch, allowed)
+    rate = cfg.SOLVER.BASE_LR
+    _check(0 <= rate < float("inf"), "SOLVER.BASE_LR", rate, "at least 0 and finite")
     period = cfg.SOLVER.CHECKPOINT_PERIOD
     _check(period >= 1, "SOLVER.CHECKPOINT_PERIOD", period, "at least 1")
     dtype = cfg.SOLVER.AMP.DTYPE

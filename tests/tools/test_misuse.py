@@ -55,6 +55,7 @@ MISUSES = {
         [PWLU + "PHASE1_ITERS", 900, "SOLVER.MAX_ITER", 900],
         "PHASE1_ITERS: phase I would last 900 iterations; it must be less than SOLVER.MAX_ITER = 900",
     ),
+    "learning rate": (["SOLVER.BASE_LR", -0.1], "BASE_LR is -0.1; it must be at least 0 and finite"),
     "checkpoint period": (["SOLVER.CHECKPOINT_PERIOD", 0], "CHECKPOINT_PERIOD is 0; it must be at least 1"),
     "workers": (["DATALOADER.NUM_WORKERS", -1], "NUM_WORKERS is -1; it must be at least 0"),
     "seed": (["SEED", 2**31], "SEED is 2147483648; it must be at most 2147483647, or negative"),
