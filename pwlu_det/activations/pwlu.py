@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -124,6 +125,10 @@ class PWLU(nn.Module):
         self._has_warned_of_change = False
         self.batch_moments: list[Moments] = []
         self._reset_to_relu(*self._initial_bounds())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or a module saved during training, is not known to the hook that pools the statistics.
+        return {**self.__dict__, "defers_update": False, "batch_moments": []}
 
     def extra_repr(self) -> str:
         return f"{self.num_channels}, num_intervals={self.num_intervals}, channel_wise={self.channel_wise}"
