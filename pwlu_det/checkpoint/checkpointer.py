@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pickle import UnpicklingError
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -18,6 +19,7 @@ from torch import nn
 from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
 from pwlu_det.checkpoint.plain import plain
 from pwlu_det.checkpoint.reader import read_checkpoint, read_iteration
+from pwlu_det.checkpoint.tensor_file import check_readable
 from pwlu_det.errors import CheckpointError, PwluDetError, describe
 
 # Buffers that models or norms fill in if a file lacks them.
@@ -68,14 +70,19 @@ class Checkpointer(DetectionCheckpointer):
         """Write ``name``.pth atomically: a file with that name is always complete.
 
         Raises:
-            CheckpointError: a part of the state has a type that could not be read back, see :func:`plain`.
+            CheckpointError: a part of the state could not be read back, for example because of its type, see
+                :func:`plain`.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         state = {key: value.state_dict() for key, value in self.checkpointables.items()}
         file = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {file}")
-        atomic_save(plain({"model": self.model.state_dict(), **state, **extra}, name), file)
+        try:
+            content = plain({"model": self.model.state_dict(), **state, **extra}, name)
+            atomic_save(content, file, check_readable)
+        except (UnpicklingError, RecursionError) as error:
+            raise CheckpointError(f"{name}.pth could not be read back: {describe(error)}") from error
         self.tag_last_checkpoint(os.path.basename(file))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
