@@ -174,6 +174,15 @@ def test_sites_learned_in_a_checkpoint_are_kept_and_only_the_others_run_phase_1(
     assert not torch.equal(record.after[0]["act1.points"], learned.act1.points)  # trained from the start
 
 
+def test_model_without_sites_is_a_warning(caplog):
+    model = Toy()
+    model.requires_grad_(False)
+    model.conv.requires_grad_(True)
+    with caplog.at_level("WARNING"):
+        train(model, phase1_iters=2, max_iter=1)
+    assert "0 of 0 trainable sites collect statistics" in caplog.text
+
+
 def test_frozen_sites_do_not_change():
     model = Toy()
     model.act1.requires_grad_(False)
@@ -280,6 +289,12 @@ def test_phase_1_must_be_shorter_than_training(cfg):
     with pytest.raises(ConfigError, match=r"PHASE1_EPOCHS: .* 50 iterations.*less than SOLVER.MAX_ITER = 50"):
         build_phase_hook(cfg, Loader(100))
     assert build_phase_hook(cfg, Loader(99)).phase1_iters == 49
+
+
+def test_epochs_of_a_loader_without_a_dataset_are_not_counted_in_batches(cfg):
+    cfg.MODEL.ACTIVATION.NAME = "pwlu"
+    with pytest.raises(ConfigError, match="PHASE1_EPOCHS: the data loader has no dataset with a length"):
+        build_phase_hook(cfg, [images(0)] * 100)
 
 
 def test_statistics_are_pooled_in_float64():
