@@ -243,6 +243,8 @@ def test_failed_conversion_changes_nothing(cfg):
 
     with pytest.raises(RuntimeError, match="no more"):
         convert_activations(model, build, ["stem", "res2"], ["act1", "act2"])
+    with pytest.raises(PwluDetError, match="build has returned None; it must return a module"):
+        convert_activations(model, lambda c: PWLU(c) if c < 256 else None, ["stem", "res2"], ["act1", "act3"])
 
     class OwnBlock(BottleneckBlock):
         pass
