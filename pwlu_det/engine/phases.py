@@ -137,8 +137,8 @@ def _count_images(data_loader) -> int:
         return len(dataset)
     except TypeError as error:
         raise ConfigError(
-            "MODEL.ACTIVATION.PWLU.PHASE1_EPOCHS: the data loader has no dataset with a length, so its epochs "
-            "cannot be counted; set MODEL.ACTIVATION.PWLU.PHASE1_ITERS instead"
+            "MODEL.ACTIVATION.PWLU.PHASE1_EPOCHS: the data loader has no dataset with a length, so its "
+            "epochs cannot be counted; set MODEL.ACTIVATION.PWLU.PHASE1_ITERS instead"
         ) from error
 
 
