@@ -47,6 +47,37 @@ def test_ordinary_aliases_are_allowed(tmp_path):
         check_yaml("[")
 
 
+SLOW = {
+    "number to the base 60": ("SEED: 1" + ":1" * 200_000, "a number of more than 1000 characters"),
+    "binary number": ("SEED: 0b" + "1" * 10**6, "a number of more than 1000 characters"),
+    "nested lists": ("SEED: " + "[" * 100_000, "nested too deeply"),
+    "nested keys": ("".join(" " * i + "a:\n" for i in range(1000)), "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_values_that_take_long_to_load(tmp_path, kind):
+    text, message = SLOW[kind]
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"it .*{message}"):
+        load_config(str(tmp_path / "config.yaml"), [])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("# nothing", "must contain keys and values"),
+        ("- a list", "must contain keys and values"),
+        (f"DATASETS: {{TRAIN: '{'-' * 100_000}1'}}", r"config\.yaml: \w+Error$"),
+        (f"SEED: {'x' * 100_000}", r"config\.yaml: .{2000}$"),
+    ],
+)
+def test_message_is_neither_empty_nor_huge(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(tmp_path / "config.yaml"), [])
+
+
 def test_special_files_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "config.yaml").write_text("_BASE_: pipe.yaml\n")
