@@ -51,6 +51,7 @@ FAULTS = {
     "NaN": ({**PROPOSALS, "boxes": [BOXES[0] * np.nan, BOXES[1]]}, "arrays of finite numbers"),
     "objects": ({**PROPOSALS, "boxes": [np.array([{}]), BOXES[1]]}, "only numeric types are allowed"),
     "mode": ({**PROPOSALS, "bbox_mode": 17}, "17 is not a valid BoxMode"),
+    "long mode": ({**PROPOSALS, "bbox_mode": "x" * 10**6}, "'x{900,1000}$"),
     "code": ({**PROPOSALS, "ids": os.mkdir}, "the file refers to posix.mkdir"),
 }
 
