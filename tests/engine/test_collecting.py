@@ -190,6 +190,29 @@ def test_checkpoint_of_phase_1_with_changed_parameters_counts_as_trained():
     assert torch.equal(site.points, state["points"])
 
 
+@pytest.mark.parametrize("n", [1, 5, 16])
+@pytest.mark.parametrize("channel_wise", [True, False])
+def test_copy_of_the_parameters_right_after_the_switch_counts_as_trained(n, channel_wise):
+    """Its phase is still I, and its function still ReLU, except in the interval that contains 0."""
+    site = collecting_site(2, n, channel_wise=channel_wise)
+    copied = copy.deepcopy(site)
+    site(torch.tensor([[0.7, 1.0], [2.0, -4.0]]))
+    site.realign()
+    copied.load_state_dict(dict(site.named_parameters()) | dict(copied.named_buffers()))
+    assert not copied.collecting and torch.equal(copied.left_bound, site.left_bound)
+
+
+@pytest.mark.parametrize("n, bound", [(7, 0.1), (10, 3.0), (5, 0.7)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_checkpoint_of_phase_1_in_half_precision(n, bound, dtype):
+    saved = {
+        name: value.to(dtype) for name, value in collecting_site(2, n, init_bound=bound).state_dict().items()
+    }
+    site = collecting_site(2, n, init_bound=bound)
+    site.load_state_dict(saved)
+    assert site.collecting and torch.equal(site(GRID.expand(-1, 2)), GRID.expand(-1, 2).relu())
+
+
 # --- which forwards count -------------------------------------------------------------------------
 
 
