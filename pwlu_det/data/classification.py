@@ -127,10 +127,8 @@ def _crop(image: torch.Tensor, box: list[float] | None) -> torch.Tensor:
         return image
     x, y, width, height = box
     half = CONTEXT * max(width, height) / 2
-    columns, rows = (
-        slice(max(round(center - half), 0), round(center + half))
-        for center in (x + width / 2, y + height / 2)
-    )
+    centers = x + width / 2, y + height / 2
+    columns, rows = (slice(max(round(c - half), 0), round(c + half)) for c in centers)
     return image[:, rows, columns]
 
 
