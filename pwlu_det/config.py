@@ -24,13 +24,18 @@ _ARCHITECTURES = ("RetinaNet", "GeneralizedRCNN", "ProposalNetwork", "SemanticSe
 
 
 def add_pwlu_config(cfg) -> None:
-    """Add the ``MODEL.ACTIVATION`` node and ``SOLVER.AMP.DTYPE`` to a detectron2 config, in place."""
+    """Add this project's keys to a detectron2 config, in place."""
     from detectron2.config import CfgNode as CN
 
     if "ACTIVATION" in cfg.MODEL:  # a second call must not reset what has been set
         return _add_registered(cfg.MODEL.ACTIVATION, CN)
     # The dtype of SOLVER.AMP on a GPU: float16 (with loss scaling) or bfloat16. On a CPU, always bfloat16.
     cfg.SOLVER.AMP.DTYPE = "float16"
+
+    # MODEL.META_ARCHITECTURE "Classifier", with which backbones are pretrained.
+    cfg.MODEL.CLASSIFIER = CN()
+    cfg.MODEL.CLASSIFIER.IN_FEATURES = ["res5"]
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 1000
 
     cfg.MODEL.ACTIVATION = node = CN()
     # relu, relu6, leaky_relu, rrelu, elu, celu, mish, softplus, swish, prelu, srelu, mixture, slaf, apl, pau,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
@@ -26,7 +27,7 @@ logger = logging.getLogger("detectron2.train_net")
 WRONG_USE, FAILED = 2, 1  # exit status, as in argparse and Python
 
 
-def main(args, cfg, notes):
+def main(args, cfg, notes, train):
     if on_cpu(cfg):
         share_cores(comm.get_local_size())
     try:
@@ -70,7 +71,12 @@ def evaluate(args, cfg, notes):
     return results
 
 
-def invoke_main() -> None:
+def invoke_main(train: Callable = train) -> None:
+    """Run the command.
+
+    Args:
+        train: a function that is called instead of :func:`train`, in each process.
+    """
     parser = default_argument_parser()
     args = parser.parse_args()
     try:
@@ -84,7 +90,7 @@ def invoke_main() -> None:
     except PwluDetError as error:
         parser.error(str(error))
     try:
-        launch(main, args, (args, cfg, notes))
+        launch(main, args, (args, cfg, notes, train))
     except ProcessExitedException as error:
         message, status = explain_exit(error, first_rank=args.machine_rank * args.num_gpus)
         if message:

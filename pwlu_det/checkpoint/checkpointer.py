@@ -125,6 +125,8 @@ class Checkpointer(DetectionCheckpointer):
                 f"{path} does not fit the model: none of its tensors has the name and the shape of any of "
                 f"those in the model, such as {min(keys)}"
             )
+        if isinstance(rest.get("input"), dict):  # of an exported backbone
+            _warn_of_input(rest["input"], describe_input(self.model), path)
         return rest
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -228,3 +230,23 @@ def _read_resumable(file: str) -> dict[str, Any]:
     if iteration is None or not isinstance(trainer, dict) or trainer.get("iteration") != iteration:
         raise CheckpointError(f"its trainer's state is not that of its iteration, {iteration}")
     return content
+
+
+def describe_input(model: nn.Module) -> dict[str, Any]:
+    """The input format and the pixel statistics of one of detectron2's models, as config keys and values."""
+    statistics = {
+        f"MODEL.{name.upper()}": getattr(model, name).flatten().tolist()
+        for name in ("pixel_mean", "pixel_std")
+        if hasattr(model, name)
+    }
+    return {"INPUT.FORMAT": getattr(model, "input_format", None), **statistics}
+
+
+def _warn_of_input(trained: dict[str, Any], own: dict[str, Any], path: str) -> None:
+    differing = [key for key in own if key in trained and None is not own[key] != trained[key]]
+    if differing:
+        lines = [f"{key}: {trained[key]} -> {own[key]}" for key in differing]
+        logger.warning(
+            f"{path} was trained with other inputs than this model has. Changed keys:\n  "
+            + "\n  ".join(lines)
+        )

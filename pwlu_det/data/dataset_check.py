@@ -7,6 +7,7 @@ import os
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from pwlu_det.config import architecture
+from pwlu_det.data.classification import EVALUATOR_TYPE
 from pwlu_det.data.coco_check import Summary, Use, check_coco
 from pwlu_det.data.evaluators import check_readable, evaluator_type
 from pwlu_det.data.proposals import read_proposals
@@ -35,6 +36,7 @@ def check_datasets(cfg, training: bool) -> list[str]:
                 evaluator_type(name)
             else:
                 check_readable(name)
+            _check_kind(cfg, metadata, key)
             _check_stuff_classes(cfg, metadata, key == "TRAIN")
             if _has_coco_file(metadata, key == "TRAIN"):
                 use = Use(
@@ -70,6 +72,18 @@ def _find(key: str, name: str) -> Metadata:
             "DETECTRON2_DATASETS names the folder of detectron2's datasets (default: ./datasets)."
         )
     return metadata
+
+
+def _check_kind(cfg, metadata: Metadata, key: str) -> None:
+    """Classifiers need datasets for classification, and detectors all others."""
+    classifies = metadata.get("evaluator_type") == EVALUATOR_TYPE
+    if classifies != (architecture(cfg) == "Classifier"):
+        raise ConfigError(
+            f"DATASETS.{key}: '{metadata.name}' is {'' if classifies else 'not '}a dataset for image "
+            f"classification; it cannot be used with MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}"
+        )
+    if classifies:
+        _check_number_of_classes(cfg, "CLASSIFIER", metadata.name, len(metadata.classes), key == "TRAIN")
 
 
 def _has_coco_file(metadata: Metadata, training: bool) -> bool:

@@ -23,6 +23,7 @@ from detectron2.evaluation import (
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from pwlu_det.data.classification import EVALUATOR_TYPE, ClassificationEvaluator
 from pwlu_det.errors import ConfigError, DatasetError
 
 
@@ -92,6 +93,7 @@ _EVALUATORS: dict[str, tuple[Callable[..., DatasetEvaluator], ...]] = {
     "cityscapes_sem_seg": (_cityscapes_sem_seg,),
     "pascal_voc": (lambda name, folder, cfg: PascalVOCDetectionEvaluator(name),),
     "lvis": (_lvis,),
+    EVALUATOR_TYPE: (lambda name, folder, cfg: ClassificationEvaluator(),),
 }
 # The packages that detectron2 imports when it evaluates a dataset of each type, or reads it.
 _EVALUATION_PACKAGES = {"coco_panoptic_seg": ("panopticapi",), "cityscapes_sem_seg": ("cityscapesscripts",)}

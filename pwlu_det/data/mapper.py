@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from detectron2.data import DatasetMapper
 
+from pwlu_det.config import architecture
+from pwlu_det.data.classification import ClassificationMapper
 from pwlu_det.errors import DatasetError, describe
 
 _FILES = ("file_name", "sem_seg_file_name", "pan_seg_file_name")
@@ -27,3 +30,8 @@ class Mapper(DatasetMapper):
         except Exception as error:  # the reader of a broken image can raise anything
             image = dataset_dict.get("file_name")
             raise DatasetError(f"image {image} cannot be used: {describe(error)}") from error
+
+
+def build_mapper(cfg, is_train: bool) -> Callable[[dict], dict]:
+    """The mapper from entries of a dataset to inputs of ``MODEL.META_ARCHITECTURE``."""
+    return (ClassificationMapper if architecture(cfg) == "Classifier" else Mapper)(cfg, is_train)
