@@ -9,6 +9,9 @@ namespace {
 
 using pwlu::NormRows;
 
+// For lambdas whose captured vectors should stay in registers.
+#define PWLU_INLINED __attribute__((always_inline))
+
 template <typename T>
 struct NormVectors {
   using R = typename Arithmetic<T>::Number;
@@ -66,35 +69,38 @@ struct NormVectors {
       }
     }
   }
-  // Calls run(i, at, count) for each vector of a part.
+  // Calls run(i, at, count, chain) for each vector of a part, with a chain of 0 and 1 in turn: two independent chains
+  // of additions hide their latency.
   template <typename F>
   static PWLU_INLINE void for_part(const NormRows& rows, const Part& part, const F& run) {
-    if (rows.stride == 1) {
-      return for_vectors<V>(part.end - part.begin,
-                            [&](int64_t i, int count) { run(part.begin + i, part.begin + i, count); });
+    const bool one = rows.stride == 1;
+    const int64_t size = one ? V::kSize : 1, memory = size * rows.stride, buffer = one ? size : rows.p.channels;
+    int64_t i = part.begin * rows.stride + part.channel, at = part.begin * (one ? 1 : buffer) + part.channel;
+    int64_t left = part.end - part.begin;
+    for (; left >= 2 * size; left -= 2 * size, i += 2 * memory, at += 2 * buffer) {
+      run(i, at, part.count, 0);
+      run(i + memory, at + buffer, part.count, 1);
     }
-    for (int64_t r = part.begin; r < part.end; ++r) {
-      run(r * rows.stride + part.channel, r * rows.p.channels + part.channel, part.count);
+    for (; left > 0; left -= size, i += memory, at += buffer) {
+      run(i, at, one ? int(std::min<int64_t>(left, V::kSize)) : part.count, 0);
     }
   }
 
   static void statistics(const T* x, const NormRows& rows, const double* shift, pwlu::ShiftedSums* sums) {
-    for_parts(rows, [&](const Part& part) {
+    for_parts(rows, [&](const Part& part) PWLU_INLINED {
       double shifts[V::kSize] = {};
       const bool one = rows.stride == 1;
-      one ? (void)std::fill_n(shifts, V::kSize, *shift) : (void)std::copy_n(shift + part.channel, part.count, shifts);
+      for (int lane = 0; lane < part.count; ++lane) shifts[lane] = shift[one ? 0 : part.channel + lane];
       const V first{R(*shift)};
-      Sums even(shifts), odd(shifts);  // two chains of additions
-      int64_t n = 0;
-      for_part(rows, part, [&](int64_t i, int64_t, int count) {
+      Sums chains[2] = {Sums(shifts), Sums(shifts)};
+      for_part(rows, part, [&](int64_t i, int64_t, int count, int chain) PWLU_INLINED {
         const V xv = load(x + i, count);
-        (n++ % 2 ? odd : even).add(one ? first_lanes(xv, count, first) : xv);  // unused lanes add nothing
+        chains[chain].add(one ? first_lanes(xv, count, first) : xv);  // unused lanes add nothing
       });
-      pwlu::ShiftedSums lanes[2][V::kSize];
-      even.store(lanes[0]);
-      odd.store(lanes[1]);
-      for (int lane = 0; lane < part.count; ++lane) {
-        sums[one ? 0 : part.channel + lane] += lanes[0][lane] += lanes[1][lane];
+      for (const Sums& chain : chains) {
+        pwlu::ShiftedSums lanes[V::kSize];
+        chain.store(lanes);
+        for (int lane = 0; lane < part.count; ++lane) sums[one ? 0 : part.channel + lane] += lanes[lane];
       }
     });
   }
@@ -114,18 +120,19 @@ struct NormVectors {
   }
 
   static void sum(const R* dz, const T* x, const T* added, const NormRows& rows, double* sums) {
-    for_parts(rows, [&](const Part& part) {
+    for_parts(rows, [&](const Part& part) PWLU_INLINED {
       const Norm norm(rows, part.channel), other(rows, part.channel, true);
-      V own[pwlu::kNormSums] = {V(R(0)), V(R(0)), V(R(0))};
-      for_part(rows, part, [&](int64_t i, int64_t at, int count) {
+      const V zero{R(0)};
+      V own[2][pwlu::kNormSums] = {{zero, zero, zero}, {zero, zero, zero}};
+      for_part(rows, part, [&](int64_t i, int64_t at, int count, int chain) PWLU_INLINED {
         const V d = load(dz + at, count);
-        own[0] = own[0] + d;
-        own[1] = fma(d, load(x + i, count) - norm.mean, own[1]);
-        if (added) own[2] = fma(d, load(added + i, count) - other.mean, own[2]);
+        own[chain][0] = own[chain][0] + d;
+        own[chain][1] = fma(d, load(x + i, count) - norm.mean, own[chain][1]);
+        if (added) own[chain][2] = fma(d, load(added + i, count) - other.mean, own[chain][2]);
       });
       for (int k = 0; k < pwlu::kNormSums; ++k) {
         R lanes[V::kSize];
-        own[k].store(lanes);
+        (own[0][k] + own[1][k]).store(lanes);
         for (int lane = 0; lane < part.count; ++lane) {
           sums[(rows.stride == 1 ? 0 : part.channel + lane) * pwlu::kNormSums + k] += lanes[lane];
         }
@@ -176,5 +183,7 @@ constexpr pwlu::NormDtype<T> norm_dtype() {
 constexpr pwlu::NormKernels norm_kernels() {
   return {norm_dtype<float>(), norm_dtype<BFloat16>(), norm_dtype<Half>(), norm_dtype<double>()};
 }
+
+#undef PWLU_INLINED
 
 }  // namespace
