@@ -1,9 +1,11 @@
 # make env    create an environment in $(VENV); nothing is installed outside it
 # make demo   train a detector with PWLU from scratch, evaluate it, export its backbone
 # make test   run the tests; make test-slow runs those that take minutes
+# make gpu    on a machine with a GPU: build the kernels for it, test them, train, and measure (10 minutes, no network)
 # make lint   run the linters; make format fixes what they can
 #
 # VENV        folder of the environment, created if absent
+# RUN         the Python of an environment made otherwise, for make gpu
 # PYTHON      the Python to create it with
 # TORCH       pip requirements for torch, e.g. TORCH='torch==2.6.0 torchvision==0.21.0'
 # DETECTRON2  pip requirement for detectron2 instead of the pinned wheel, e.g.
@@ -19,7 +21,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.pwlu_det
 KERNELS := $(wildcard pwlu_det/csrc/*.h pwlu_det/csrc/*/*.* pwlu_det/csrc/*/*/*)
 
-.PHONY: env demo test test-slow lint format clean
+.PHONY: env demo test test-slow gpu lint format clean
 env: $(STAMP)
 
 $(STAMP): requirements/env.txt requirements/detectron2.txt pyproject.toml setup.py $(KERNELS)
@@ -53,6 +55,10 @@ test: env
 
 test-slow: env
 	$(PYTEST) -m slow
+
+# It does not depend on env, which may need a network.
+gpu:
+	$(RUN) tools/gpu_report.py
 
 lint: env
 	$(RUN) -m ruff check .

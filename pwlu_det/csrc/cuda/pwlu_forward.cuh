@@ -62,9 +62,8 @@ __device__ __noinline__ void mend_pwlu(Items items, const T* x, T* y, ParameterA
   });
 }
 
-// Only for Planes of 4 bytes and less does the compiler do well by itself.
 template <typename T, typename Items>
-__global__ void __launch_bounds__(kThreads, sizeof(T) < 8 && Items::kLanes == 1 ? 0 : kBlocks)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     pwlu_kernel(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays, bool tabled) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
