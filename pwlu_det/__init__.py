@@ -1,7 +1,8 @@
 """Learned activation functions for detectron2.
 
-Importing this package registers its backbones and datasets with detectron2. :mod:`pwlu_det.ops` and
-:mod:`pwlu_det.activations` also work without detectron2; all other public names then raise an ImportError.
+Importing this package registers its backbones and datasets with detectron2, and its ops with fvcore's FLOP
+counts. :mod:`pwlu_det.ops` and :mod:`pwlu_det.activations` also work without detectron2; all other public
+names then raise an ImportError.
 """
 
 from __future__ import annotations
@@ -51,4 +52,5 @@ def __getattr__(name: str):
 
 if importlib.util.find_spec("detectron2") is not None:
     import_module("pwlu_det.data")
+    import_module("pwlu_det.analysis.flops")
     build_activation = import_module("pwlu_det.backbone").build_activation  # also accepts a config

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pwlu_det import ops
 from pwlu_det.activations.registry import check_option, register_activation
-from pwlu_det.ops.library import compute_dtype
+from pwlu_det.ops.library import compute_dtype, without_autocast
 
 MODES = ("channel", "layer", "pixel")
 MAX_REDUCTION = 1024  # the reduction is also the minimum number of hidden channels
@@ -21,19 +21,20 @@ class Swish(nn.Module):
     """x * sigmoid(x), or x * sigmoid(beta * x) with ``trainable_beta`` (Ramachandran et al. 2017).
 
     Attributes:
-        beta: ``[C]``, initialized to 1. Without ``trainable_beta``, a constant that is not in the state dict.
+        beta: ``[C]``, initialized to 1, or None without ``trainable_beta``.
     """
 
     def __init__(self, num_channels: int, trainable_beta: bool = False):
         super().__init__()
-        if trainable_beta:
-            self.beta = nn.Parameter(torch.ones(num_channels))
-        else:
-            self.register_buffer("beta", torch.ones(num_channels), persistent=False)
+        self.num_channels = num_channels
+        self.beta = nn.Parameter(torch.ones(num_channels)) if trainable_beta else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, *]`` to the same shape, dtype and layout."""
-        return ops.swish(x, self.beta)
+        if self.beta is not None:
+            return ops.swish(x, self.beta)
+        # A buffer that is not in the state dict would be lost if the module is created on the meta device.
+        return ops.swish(x, x.new_ones(self.num_channels, dtype=compute_dtype(x.dtype)))
 
 
 @register_activation("acon_a")
@@ -139,11 +140,11 @@ class MetaAcon(nn.Module):
         """``[B, C, *]`` to the same shape, dtype and layout.
 
         Raises:
-            ValueError: the batch has one sample, in mode "channel" with batch norm in training.
+            ValueError: the batch has one sample, in mode "channel" with the norms' batch statistics.
         """
         if self.mode == "pixel":
             return ops.meta_acon_pixel(x, self.p1, self.p2)
-        with torch.autocast(x.device.type, enabled=False):  # cheap, so computed in full precision
+        with without_autocast(x):  # cheap, so computed in full precision
             beta = self._beta(x)
         # Samples are independent, so they can be treated as additional channels of a single sample.
         num_samples = x.shape[0]
@@ -160,19 +161,24 @@ class MetaAcon(nn.Module):
         pooled = x.mean(dims, dtype=dtype) if dims else x.to(dtype)
         if self.mode == "layer":
             return pooled.sum(1, keepdim=True).sigmoid().expand_as(pooled)
-        if self.training and x.shape[0] == 1:
+        if x.shape[0] == 1:
             self._check_single_sample()
         pooled = pooled.to(self.fc1.weight.dtype)[..., None, None]
         return self.bn2(self.fc2(self.bn1(self.fc1(pooled)))).sigmoid().flatten(1)
 
     def _check_single_sample(self) -> None:
-        over_processes = (
-            type(self.bn1) is not nn.BatchNorm2d and dist.is_initialized() and dist.get_world_size() > 1
-        )
-        if isinstance(self.bn1, nn.modules.batchnorm._BatchNorm) and not over_processes:
+        if _normalizes_single_batch(self.bn1) or _normalizes_single_batch(self.bn2):
             raise ValueError(
                 "Meta-ACON: the batch has one sample, and global average pooling leaves one value per "
                 "channel: too few for the statistics of batch norm in training. Use two images or more per "
                 "GPU, SyncBN or FrozenBN (MODEL.RESNETS.NORM), or mode layer or pixel "
                 "(MODEL.ACTIVATION.META_ACON.MODE)"
             )
+
+
+def _normalizes_single_batch(norm: nn.Module) -> bool:
+    """Whether the norm is a batch norm with the statistics of the batch of this process alone."""
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        return False
+    pooled = type(norm) is not nn.BatchNorm2d and dist.is_initialized() and dist.get_world_size() > 1
+    return (norm.training or norm.running_mean is None) and not pooled

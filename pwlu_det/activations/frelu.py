@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pwlu_det import ops
+from pwlu_det.activations.modules import is_plain_frozen_norm, is_plain_module
 from pwlu_det.activations.registry import register_activation
+from pwlu_det.ops.library import without_autocast
 
 
 @register_activation("frelu")
@@ -22,7 +24,8 @@ class FReLU(nn.Module):
     With fixed statistics (in evaluation, or FrozenBN), the norm is folded into the convolution at each call.
     In training with ``nn.BatchNorm2d`` or ``nn.SyncBatchNorm``, two tensors of the input's size are saved for
     backward. ``nn.SyncBatchNorm`` pools its statistics over its process group, and works on CPUs too, unlike
-    its own forward. Any other norm, such as GN, is called as a module, and one more tensor is saved.
+    its own forward. Any other norm, such as GN, is called as a module, and one more tensor is saved; so is
+    either module if it has hooks, parametrizations (pruning, weight norm) or a forward of its own.
 
     Args:
         num_channels: C of the ``[B, C, H, W]`` input.
@@ -43,14 +46,22 @@ class FReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to the same shape, dtype and layout."""
+        if not _is_plain_convolution(self.conv):
+            return self._call_modules(x)
         if _has_fixed_statistics(self.norm):
             return ops.frelu_inference(x, *self._folded())
         if _takes_batch_statistics(self.norm):
             return self._train(x)
-        with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.conv.weight.to(x.dtype), self.conv.bias.to(x.dtype)
-            normed = self.norm(F.conv2d(x, weight, bias, padding=1, groups=x.shape[1]))
-        return torch.maximum(x, normed.to(x.dtype))
+        return self._call_modules(x)
+
+    def _call_modules(self, x: Tensor) -> Tensor:
+        with without_autocast(x):
+            if _is_plain_convolution(self.conv):
+                weight, bias = self.conv.weight.to(x.dtype), self.conv.bias.to(x.dtype)
+                conv = F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
+            else:  # in the dtype of its parameters, which only the module itself may convert
+                conv = self.conv(x.to(next(self.parameters()).dtype))
+            return torch.maximum(x, self.norm(conv).to(x.dtype))
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the convolution with the norm folded in."""
@@ -92,18 +103,25 @@ def _sync_group(norm: nn.Module) -> dist.ProcessGroup | None:
     return group if dist.get_world_size(group) > 1 else None
 
 
+def _is_plain_convolution(conv: nn.Module) -> bool:
+    """Whether the module is the depthwise convolution of the ops, and nothing else is done at its call."""
+    if not is_plain_module(conv, nn.Conv2d) or conv.bias is None or conv.padding_mode != "zeros":
+        return False
+    sizes = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    depthwise = conv.groups == conv.in_channels == conv.out_channels
+    return depthwise and sizes == ((3, 3), (1, 1), (1, 1), (1, 1))
+
+
 def _takes_batch_statistics(norm: nn.Module) -> bool:
     """Whether the norm is a plain batch norm, so that the fused op can replace it in training."""
-    # A hook on the norm (detectron2's PreciseBN adds one) requires the norm to be called.
-    hooks = norm._forward_pre_hooks or norm._forward_hooks
-    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and _is_affine(norm) and not hooks
+    return is_plain_module(norm, nn.BatchNorm2d, nn.SyncBatchNorm) and _is_affine(norm)
 
 
 def _has_fixed_statistics(norm: nn.Module) -> bool:
-    """Whether the norm is a fixed affine map per channel: detectron2's FrozenBN, or batch norm in eval."""
-    if isinstance(norm, _BatchNorm):
-        return not norm.training and norm.track_running_stats and _is_affine(norm)
-    return any(base.__name__ == "FrozenBatchNorm2d" for base in type(norm).__mro__)
+    """Whether the norm is a fixed affine map per channel: FrozenBN, or batch norm in evaluation."""
+    if _takes_batch_statistics(norm):
+        return not norm.training and norm.track_running_stats
+    return is_plain_frozen_norm(norm)
 
 
 def _is_affine(norm: _BatchNorm) -> bool:

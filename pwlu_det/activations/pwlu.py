@@ -186,6 +186,9 @@ class PWLU(nn.Module):
         """Enter phase II by equation 6: bounds at mu -+ 3 sigma, and ReLU at the new demarcation points.
 
         Without statistics, a warning is issued, and the bounds become -``init_bound`` and ``init_bound``.
+
+        With FSDP2, all processes must call it together, with equal statistics, while the parameters are sharded
+        (after a forward without backward, call ``reshard()``). :class:`~pwlu_det.TwoPhaseHook` does so.
         """
         if self.num_batches > 0:
             half_width = (self.num_sigma * self.running_std).clamp(min=self.MIN_REALIGNED_WIDTH / 2)
@@ -254,6 +257,8 @@ class PWLU(nn.Module):
     def _holds_relu(self) -> bool:
         """Whether the parameters are still those that :meth:`begin_collecting` wrote."""
         parameters = self._parameter_list()
+        if self.points.is_meta:
+            return True
         versions = [_version(p) for p in parameters]
         # On a GPU the comparison synchronizes, so it is only done after a parameter has been written.
         if not self.points.is_cuda or versions != self._checked_versions:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pwlu_det.activations.registry import register_activation
+from pwlu_det.ops.library import without_autocast
 
 
 class _Fixed:
@@ -15,7 +16,7 @@ class _Fixed:
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, *]`` to the same shape, dtype and layout."""
-        with torch.autocast(x.device.type, enabled=False):  # autocast would change the dtype of x
+        with without_autocast(x):  # autocast would change the dtype of x
             return super().forward(x)
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.config import phase1_iters
@@ -82,6 +83,7 @@ class TwoPhaseHook(HookBase):
                 f"PWLU: {len(without)} of {len(sites)} sites have no statistics because they were not called "
                 f"in training mode; they keep their initial bounds: {', '.join(without)}"
             )
+        _reshard(self.trainer.model)
         for site in sites.values():
             site.realign()
         logger.info(_describe(list(sites.values()), self.trainer.iter))
@@ -162,9 +164,20 @@ def _unpack(sums: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (mean_square - mean**2).clamp(min=0).sqrt()
 
 
+def _reshard(model: nn.Module) -> None:
+    """End what a forward without backward leaves under FSDP2: gathered parameters, whose changes are lost."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # sharded by FSDP2
+
+
 def _describe(sites: Sequence[PWLU], iteration: int) -> str:
-    left = torch.cat([site.left_bound.detach() for site in sites])
-    right = torch.cat([site.right_bound.detach() for site in sites])
+    left = torch.cat([_whole(site.left_bound.detach()) for site in sites])
+    right = torch.cat([_whole(site.right_bound.detach()) for site in sites])
     return (
         f"PWLU: realigned {len(sites)} sites at iteration {iteration}; left bounds in "
         f"[{left.min():.4g}, {left.max():.4g}], right bounds in [{right.min():.4g}, {right.max():.4g}]"

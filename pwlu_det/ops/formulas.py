@@ -1,6 +1,7 @@
 """The pointwise activations: each with its op, its formula in plain torch, and the formula's derivatives.
 
-Every kernel is tested against these formulas, and they run if there is no kernel.
+Every kernel is tested against these formulas, and they run if there is no kernel. For second derivatives,
+autograd differentiates them: at a kink, it must choose the same side as ``partials``.
 :func:`pwlu_det.ops.pointwise.pointwise` describes the arguments of the formulas and of the public
 functions of this module. The functions raise ValueError if a shape does not fit, or if a dtype is
 not float32, float64, float16 or bfloat16.
@@ -36,9 +37,9 @@ def apl(x: Tensor, slopes: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tenso
 
     ``slopes`` and ``offsets`` are ``[S, C]``.
     """
-    y = x.clamp(min=0)
+    y = x.relu()
     for a, b in zip(slopes, offsets):
-        y = y + a * (b - x).clamp(min=0)
+        y = y + a * (b - x).relu()
     return y
 
 
@@ -46,7 +47,7 @@ def apl(x: Tensor, slopes: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tenso
 def apl_partials(x: Tensor, slopes: Sequence[Tensor], offsets: Sequence[Tensor]) -> Iterator:
     by_offsets = [a * (x < b) for a, b in zip(slopes, offsets)]
     yield (x > 0).to(x.dtype) - sum(by_offsets)
-    yield [(b - x).clamp(min=0) for b in offsets]
+    yield [(b - x).relu() for b in offsets]
     yield by_offsets
 
 
@@ -77,14 +78,14 @@ def srelu_partials(
 @pointwise(identity_share="C", relu_share="C")
 def mixture(x: Tensor, identity_share: Tensor, relu_share: Tensor) -> Tensor:
     """identity_share * x + relu_share * max(0, x) (Manessi and Rozza 2018); the parameters are ``[C]``."""
-    return identity_share * x + relu_share * x.clamp(min=0)
+    return identity_share * x + relu_share * x.relu()
 
 
 @mixture.partials
 def mixture_partials(x: Tensor, identity_share: Tensor, relu_share: Tensor) -> Iterator[Tensor]:
     yield identity_share + relu_share * (x > 0)
     yield x
-    yield x.clamp(min=0)
+    yield x.relu()
 
 
 # --- ACON ---------------------------------------------------------------------------------------
@@ -203,9 +204,12 @@ def _scaled_powers(x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[
     P / Q is evaluated as m * p / q with p = P/m^5 and q = Q/m^4, whose terms a_j u^j v^(5-j) and
     |b_k| w^k v^(4-k) never exceed their coefficients; x^5 itself overflows float16 at 10 and float32 at 5e7.
     """
-    m = x.abs().clamp(min=1)
-    u = x.clamp(-1, 1)
-    return m, _powers(u, 6), _powers(1 / m, 6), _powers(u.abs(), 5)
+    # For autograd, exactly one of m and u varies with x, at |x| = 1 too; by clamp, both or neither would.
+    beyond = x.abs() > 1
+    m, u = torch.where(beyond, x.abs(), 1.0), torch.where(beyond, x.sign(), x)
+    even = u * u  # not |u| |u|, which has no second derivative at 0
+    w = [torch.ones_like(u), u.abs(), even, even * u.abs(), even * u.abs() * u.abs()]
+    return m, _powers(u, 6), _powers(1 / m, 6), w
 
 
 def _numerator(coefficients: Sequence[Tensor], u: list[Tensor], v: list[Tensor]) -> Tensor:

@@ -25,13 +25,14 @@ Arithmetic is in float32 (float64 for float64); results have the dtype and memor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pwlu_det.ops.library import compute_dtype, define, needed_outputs, only_needed
+from pwlu_det.ops.derivatives import make_differentiable
+from pwlu_det.ops.library import compute_dtype, define, without_autocast
 
 _X = {"x": "B C H W"}
 _SAVED = {**_X, "conv": "x", "mean": "C", "var": "C"}
@@ -92,8 +93,16 @@ def _like(x: Tensor, values: Tensor) -> Tensor:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return F.conv2d(*_widen(x, weight, bias), padding=1, groups=x.shape[1])
+
+
+def _statistics(conv: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance, ``[C]``; zeros if there are no values."""
+    if conv.numel() == 0:  # still functions of conv, so that the autograd graph is the same on all processes
+        return conv.sum((0, 2, 3)), conv.sum((0, 2, 3))
+    var, mean = torch.var_mean(conv, dim=(0, 2, 3), correction=0)
+    return mean, var
 
 
 def _convolve_backward(
@@ -118,13 +127,8 @@ def _convolve_backward(
 
 @define("frelu_convolve", {**_X, **_CONVOLUTION}, results=["x", "C", "C"])
 def _convolve_with_statistics(x, weight, bias):
-    """The statistics of an empty ``x`` are zeros, ``[C]``."""
     conv = _like(x, _convolve(x, weight, bias))
-    (wide,) = _widen(conv)
-    if x.numel() == 0:
-        return conv, wide.new_zeros(x.shape[1]), wide.new_zeros(x.shape[1])
-    var, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
-    return conv, mean, var
+    return conv, *_statistics(*_widen(conv))
 
 
 @define("frelu_normalise", {**_SAVED, **_NORM}, results=["x"])
@@ -204,34 +208,30 @@ def _inference_backward(grad, x, y, weight, bias, output_mask):
     return _convolve_backward(x, weight, bias, g - to_conv, to_conv, output_mask)
 
 
-# --- autograd -----------------------------------------------------------------------------------
+# --- derivatives --------------------------------------------------------------------------------
 
 
-def _save_frelu(ctx, inputs, output):
-    x, *parameters, ctx.eps = inputs
-    _, conv, mean, var = output
-    ctx.save_for_backward(x, conv, mean, var, *parameters)
-    ctx.set_materialize_grads(False)  # only y has a gradient; the convolution's output would get zeros
+def plain_frelu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    pool: Callable = lambda mean, var: (mean, var),
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The op ``frelu`` for autograd to differentiate; ``pool`` is applied to the statistics of the batch."""
+    conv = _convolve(x, weight, bias)
+    mean, var = pool(*_statistics(conv))
+    wide, gamma, beta = _widen(x, norm_weight, norm_bias)
+    normed = (conv - _channel(mean)) * _channel((var + eps).rsqrt() * gamma) + _channel(beta)
+    return torch.where(normed > wide, normed, wide).to(x.dtype), conv.to(x.dtype), mean, var
 
 
-def _frelu_autograd(ctx, grad, *_nones):
-    if grad is None:
-        return (None,) * 6
-    gradients = torch.ops.pwlu_det.frelu_backward(grad, *ctx.saved_tensors, ctx.eps, needed_outputs(ctx))
-    return only_needed(ctx, gradients)
+def _plain_inference(x, weight, bias):
+    conv = _convolve(x, weight, bias).to(x.dtype)
+    return torch.where(conv > x, conv, x)
 
 
-def _save_inference(ctx, inputs, output):
-    x, weight, bias = inputs
-    ctx.save_for_backward(x, output, weight, bias)
-
-
-def _inference_autograd(ctx, grad):
-    gradients = torch.ops.pwlu_det.frelu_inference_backward(grad, *ctx.saved_tensors, needed_outputs(ctx))
-    return only_needed(ctx, gradients)
-
-
-torch.library.register_autograd("pwlu_det::frelu", _frelu_autograd, setup_context=_save_frelu)
-torch.library.register_autograd(
-    "pwlu_det::frelu_inference", _inference_autograd, setup_context=_save_inference
-)
+make_differentiable("frelu", plain_frelu, results=("y", "conv", "mean", "var"))
+make_differentiable("frelu_inference", _plain_inference)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from pwlu_det.ops.library import needed_outputs, only_needed
+from pwlu_det.ops.derivatives import is_transformed, needed_outputs, only_needed, vjp
+from pwlu_det.ops.frelu import plain_frelu
 
 
 def frelu_sync(
@@ -21,16 +21,17 @@ def frelu_sync(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`frelu` with the mean and variance of all batches of a process group, as in ``nn.SyncBatchNorm``.
 
-    All processes of the group must call it, and its backward, together: each does one all-reduce. Batches may
-    differ in size, and some may be empty. The gradients of the parameters are this process's share, which
-    data-parallel training adds up. The arguments and errors are those of :func:`frelu`, except that ``x`` may
-    have any size.
+    All processes of the group must call it together, and so its backward and double backward: forward and
+    backward do one all-reduce each. Batches may differ in size, and some may be empty. The gradients of the
+    parameters are this process's share, which data-parallel training adds up. The arguments and errors are
+    those of :func:`frelu`, except that ``x`` may have any size.
 
     Returns:
         y, the pooled mean and population variance of the convolution's output, and the pooled number of
         elements per channel (1 if there are none). The last three are not differentiable.
     """
-    return _SyncFrelu.apply(x, weight, bias, norm_weight, norm_bias, eps, group)
+    arguments = x, weight, bias, norm_weight, norm_bias, eps, group
+    return _plain(*arguments) if is_transformed(arguments) else _SyncFrelu.apply(*arguments)
 
 
 class _SyncFrelu(torch.autograd.Function):
@@ -45,9 +46,11 @@ class _SyncFrelu(torch.autograd.Function):
         return y, mean, var, count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, *_others):
         *saved, weight, bias, norm_weight, norm_bias, count = ctx.saved_tensors
+        if torch.is_grad_enabled():  # by plain torch, which can be differentiated again
+            arguments = saved[0], weight, bias, norm_weight, norm_bias, ctx.eps, ctx.group
+            return only_needed(ctx, vjp(_plain, arguments, [grad]))
         norm = norm_weight, norm_bias, ctx.eps
         sums = torch.ops.pwlu_det.frelu_norm_sums(grad, *saved, *norm)
         pooled = sums.to(torch.float64, copy=True)
@@ -60,11 +63,46 @@ class _SyncFrelu(torch.autograd.Function):
         return only_needed(ctx, [*grads, *of_norm])
 
 
+def _plain(x, weight, bias, norm_weight, norm_bias, eps, group):
+    """:func:`frelu_sync` for autograd to differentiate."""
+    count = x.numel() // x.shape[1]
+
+    def pool(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal count
+        count, mean, var = _pool(count, mean, var, group)
+        return mean, var
+
+    y, _, mean, var = plain_frelu(x, weight, bias, norm_weight, norm_bias, eps, pool)
+    return y, mean, var, count
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over the processes of a group, differentiable any number of times."""
+
+    @staticmethod
+    def forward(values, group):
+        total = values.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.group = inputs
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _AllReduce.apply(grad, ctx.group), None
+
+    @staticmethod
+    def jvp(ctx, tangent, _group):
+        return _AllReduce.apply(tangent, ctx.group)
+
+
 def _pool(count: int, mean: Tensor, var: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and variance over all processes, from summed counts, sums and sums of squares."""
     wide = mean.double()
     sums = count * torch.cat([torch.ones_like(wide[:1]), wide, var + wide**2])
-    dist.all_reduce(sums, group=group)
+    sums = _AllReduce.apply(sums, group)
     total = sums[0].clamp(min=1)  # the batches of all processes may be empty
     pooled_mean, mean_square = (sums[1:] / total).chunk(2)
     pooled_var = (mean_square - pooled_mean**2).clamp(min=0)

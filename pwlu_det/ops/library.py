@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,9 +15,18 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+ARGUMENTS: dict[str, Mapping[str, str]] = {}
+"""The shapes of each op's arguments, in the notation of :func:`check_arguments`."""
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic on an input of ``dtype``: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Disable autocast on the device of ``x``; the meta device has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def define(
@@ -33,6 +43,7 @@ def define(
             requested, the op returns empty tensors of shape ``[0]``, and the implementation returns None.
     """
     qualified = f"pwlu_det::{name}"
+    ARGUMENTS[name] = arguments
     schema = [f"{'float' if shape == 'float' else 'Tensor'} {label}" for label, shape in arguments.items()]
     if output_mask:
         schema.append("bool[2] output_mask")
@@ -74,18 +85,6 @@ def _empty(result: str, tensors: Mapping[str, Tensor], sizes: Mapping[str, int])
         return tensors[result].new_empty(tensors[result].shape)
     shape = [int(symbol) if symbol.isdigit() else sizes[symbol] for symbol in result.split()]
     return tensors["x"].new_empty(shape, dtype=compute_dtype(tensors["x"].dtype))
-
-
-def needed_outputs(ctx) -> tuple[bool, bool]:
-    """Whether autograd needs the gradient of ``x`` (the first argument), and any of the others."""
-    return ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
-
-
-def only_needed(ctx, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """For each argument, its gradient, or None if autograd does not need it."""
-    needed = ctx.needs_input_grad
-    padded = [*gradients, *[None] * (len(needed) - len(gradients))]
-    return tuple(gradient if wanted else None for gradient, wanted in zip(padded, needed))
 
 
 # --- checks -------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pwlu_det.ops.library import compute_dtype, define, needed_outputs, only_needed
+from pwlu_det.ops.derivatives import make_differentiable
+from pwlu_det.ops.library import compute_dtype, define
 
 TABLE: dict[str, dict[str, str]] = {}
 """The shapes of each op's parameters, in the notation of :func:`pwlu_det.ops.library.check_arguments`. If
@@ -55,10 +56,13 @@ def _define(name: str, formula: Callable, partials: Callable) -> None:
     shapes = TABLE[name]
     arguments = {"x": "B C *", **shapes}
 
+    def plain(x: Tensor, *parameters: Tensor) -> Tensor:
+        wide, views = broadcast_parameters(x, parameters, shapes.values())
+        return formula(wide, *views).to(x.dtype)
+
     @define(name, arguments, results=["x"])
     def forward(x: Tensor, *parameters: Tensor) -> Tensor:
-        wide, views = broadcast_parameters(x, parameters, shapes.values())
-        return torch.empty_like(x).copy_(formula(wide, *views))
+        return torch.empty_like(x).copy_(plain(x, *parameters))
 
     @define(f"{name}_backward", {"grad": "x", **arguments}, results=["x", *shapes], output_mask=True)
     def backward(grad: Tensor, x: Tensor, *others) -> tuple[Tensor | None, ...]:
@@ -66,14 +70,7 @@ def _define(name: str, formula: Callable, partials: Callable) -> None:
         wide, views = broadcast_parameters(x, parameters, shapes.values())
         return gradients(grad, x, parameters, shapes.values(), partials(wide, *views), output_mask)
 
-    def save_inputs(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    def differentiate(ctx, grad):
-        op = getattr(torch.ops.pwlu_det, f"{name}_backward")
-        return only_needed(ctx, op(grad, *ctx.saved_tensors, needed_outputs(ctx)))
-
-    torch.library.register_autograd(f"pwlu_det::{name}", differentiate, setup_context=save_inputs)
+    make_differentiable(name, plain)
 
 
 # --- plain torch, for every device without registered kernels -----------------------------------

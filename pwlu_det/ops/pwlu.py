@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pwlu_det.ops import reference
-from pwlu_det.ops.library import define, needed_outputs, only_needed
+from pwlu_det.ops.derivatives import make_differentiable, register_autograd
+from pwlu_det.ops.library import define
 
 PARAMETERS = {
     "points": "P N+1",
@@ -95,26 +96,23 @@ def _phase1(x, points, *_others):
 # --- autograd -----------------------------------------------------------------------------------
 
 
-def _save_inputs(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+def _plain(x, *parameters):
+    return reference.evaluate(x, *parameters).to(x.dtype)
 
 
-def _pwlu_autograd(ctx, grad):
-    gradients = torch.ops.pwlu_det.pwlu_backward(grad, *ctx.saved_tensors, needed_outputs(ctx))
-    return only_needed(ctx, gradients)
+def _save_phase1(ctx, values, outputs):
+    _, *parameters = values
+    y, *statistics = outputs
+    ctx.save_for_backward(y, *parameters)
+    ctx.mark_non_differentiable(*statistics)
 
 
-def _save_phase1(ctx, inputs, output):
-    _, *parameters = inputs
-    ctx.save_for_backward(output[0], *parameters)
-
-
-def _phase1_autograd(ctx, grad, _grad_mean, _grad_deviation):
+def _phase1_backward(ctx, grad, _grad_mean, _grad_deviation):
     y, *parameters = ctx.saved_tensors
-    needs_x, *needed = ctx.needs_input_grad
-    of_x = torch.ops.aten.threshold_backward(grad, y, 0) if needs_x else None
-    return of_x, *(torch.zeros_like(p) if needs_p else None for p, needs_p in zip(parameters, needed))
+    _, *needed = ctx.needs_input_grad
+    of_parameters = (torch.zeros_like(p) if needs else None for p, needs in zip(parameters, needed))
+    return torch.ops.aten.threshold_backward(grad, y, 0), *of_parameters
 
 
-torch.library.register_autograd("pwlu_det::pwlu", _pwlu_autograd, setup_context=_save_inputs)
-torch.library.register_autograd("pwlu_det::pwlu_phase1", _phase1_autograd, setup_context=_save_phase1)
+make_differentiable("pwlu", _plain)
+register_autograd(torch.ops.pwlu_det.pwlu_phase1.default, _phase1, _save_phase1, _phase1_backward)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from pwlu_det.ops.derivatives import straight_through
 from pwlu_det.ops.library import compute_dtype
 
 MIN_WIDTH = 1e-4
@@ -22,7 +23,15 @@ MIN_WIDTH = 1e-4
 _PART_SIZE = 2**18
 
 
-def pwlu(
+def pwlu(x: Tensor, *parameters: Tensor) -> Tensor:
+    """Equation 1; the result has the dtype and memory layout of ``x``."""
+    y = torch.empty_like(x)
+    for x_part, y_part in _parts(x, y):
+        y_part.copy_(evaluate(x_part, *parameters))
+    return y
+
+
+def evaluate(
     x: Tensor,
     points: Tensor,
     left_bound: Tensor,
@@ -30,20 +39,17 @@ def pwlu(
     left_slope: Tensor,
     right_slope: Tensor,
 ) -> Tensor:
-    """Equation 1; the result has the dtype and memory layout of ``x``."""
-    points, left_bound, right_bound, left_slope, right_slope = (
-        p.double() for p in (points, left_bound, right_bound, left_slope, right_slope)
+    """Equation 1 in float64, which autograd differentiates as in Table 1."""
+    x, points, left_bound, right_bound, left_slope, right_slope = (
+        t.double() for t in (x, points, left_bound, right_bound, left_slope, right_slope)
     )
     start = torch.cat([points[:, :1], points], dim=1)
     rise = torch.cat([left_slope[:, None], points.diff(dim=1), right_slope[:, None]], dim=1)
-    y = torch.empty_like(x)
-    for x_part, y_part in _parts(x, y):
-        column, coordinate = _locate(x_part.double(), left_bound, right_bound, points.shape[1] - 1)
-        step = rise.take(column)
-        # With a slope of 0, y is the end point's value, also at x = +-inf, where 0 * inf would be NaN.
-        flat = (step == 0) & ~coordinate.isnan()
-        y_part.copy_(start.take(column) + torch.where(flat, 0.0, step * coordinate))
-    return y
+    column, coordinate = _locate(x, left_bound, right_bound, points.shape[1] - 1)
+    step = rise.flatten()[column]
+    # With a slope of 0, y is the end point's value, also at x = +-inf, where 0 * inf would be NaN.
+    flat = (step == 0) & coordinate.isinf()
+    return start.flatten()[column] + torch.where(flat, 0.0, step * coordinate)
 
 
 def pwlu_backward(
@@ -133,8 +139,11 @@ def _locate(x: Tensor, left_bound: Tensor, right_bound: Tensor, num_intervals: i
     length = _interval_length(left_bound, right_bound, num_intervals)
     from_left = x - _per_channel(left_bound, x)
     u = from_left / _per_channel(length, x)
-    # Measured from B_L + MIN_WIDTH if that is further right; the sum itself might round to B_L.
-    from_right = torch.minimum(x - _per_channel(right_bound, x), from_left - MIN_WIDTH)
+    # Measured from B_L + MIN_WIDTH if that is further right; the sum itself might round to B_L. The
+    # derivatives are those of x - B_R in any case, so that bounds that have crossed can recover.
+    moved = straight_through(torch.zeros_like(left_bound), left_bound - right_bound)
+    from_minimum = from_left - MIN_WIDTH + _per_channel(moved, x)
+    from_right = torch.minimum(x - _per_channel(right_bound, x), from_minimum)
     # x >= B_R is tested separately, as u may round to below N there. NaN goes to the last bin, too.
     k = torch.where(from_right < 0, u.floor().clamp(-1, num_intervals - 1), num_intervals)
     outside = torch.where(k < 0, from_left, from_right)
@@ -144,7 +153,8 @@ def _locate(x: Tensor, left_bound: Tensor, right_bound: Tensor, num_intervals: i
 
 
 def _interval_length(left_bound: Tensor, right_bound: Tensor, num_intervals: int) -> Tensor:
-    return (right_bound - left_bound).clamp(min=MIN_WIDTH) / num_intervals
+    width = right_bound - left_bound
+    return straight_through(width.clamp(min=MIN_WIDTH), width) / num_intervals
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:

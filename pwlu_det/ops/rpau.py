@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pwlu_det.ops import formulas
-from pwlu_det.ops.library import define, needed_outputs, only_needed
+from pwlu_det.ops.derivatives import make_differentiable, straight_through
+from pwlu_det.ops.library import define
 from pwlu_det.ops.pointwise import TABLE, broadcast_parameters, gradients
 
 _ARGUMENTS = {"x": "B C *", **TABLE["pau"], "seed": "int64", "alpha": "float"}
@@ -30,9 +31,13 @@ def rpau(x: Tensor, numerator: Tensor, denominator: Tensor, seed: Tensor, alpha:
     return torch.ops.pwlu_det.rpau(x, numerator, denominator, seed, alpha)
 
 
+def _plain(x, *others):
+    return formulas.pau.formula(*_draw(x, *others)).to(x.dtype)
+
+
 @define("rpau", _ARGUMENTS, results=["x"])
-def _forward(x, numerator, denominator, seed, alpha):
-    return torch.empty_like(x).copy_(formulas.pau.formula(*_draw(x, numerator, denominator, seed, alpha)))
+def _forward(x, *others):
+    return torch.empty_like(x).copy_(_plain(x, *others))
 
 
 @define("rpau_backward", {"grad": "x", **_ARGUMENTS}, results=["x", *TABLE["pau"]], output_mask=True)
@@ -48,19 +53,9 @@ def _draw(x, numerator, denominator, seed, alpha) -> tuple[Tensor, list[Tensor],
 
     def draw(c: Tensor) -> Tensor:
         uniform = torch.rand(x.shape, generator=generator, dtype=wide.dtype, device=x.device)
-        return c * (1 + alpha * (2 * uniform - 1))
+        return straight_through(c * (1 + alpha * (2 * uniform - 1)), c)
 
     return wide, *([draw(c) for c in of_polynomial] for of_polynomial in coefficients)
 
 
-def _save_inputs(ctx, inputs, output):
-    *tensors, ctx.alpha = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _autograd(ctx, grad):
-    gradients = torch.ops.pwlu_det.rpau_backward(grad, *ctx.saved_tensors, ctx.alpha, needed_outputs(ctx))
-    return only_needed(ctx, gradients)
-
-
-torch.library.register_autograd("pwlu_det::rpau", _autograd, setup_context=_save_inputs)
+make_differentiable("rpau", _plain)

@@ -221,9 +221,21 @@ def test_single_sample_raises_a_clear_error_in_training():
     ):
         activation(x)
     activation.eval()(x)
+    activation.train().bn1.eval()  # bn2 still takes the statistics of the batch
+    with pytest.raises(ValueError, match=r"Meta-ACON: the batch has one sample"):
+        activation(x)
     MetaAcon(3, norm=FrozenBatchNorm2d)(x)
     for mode in ("layer", "pixel"):
         MetaAcon(3, mode=mode)(x)
+
+
+def test_single_sample_in_training_with_norms_in_evaluation():
+    """As in fine-tuning with fixed statistics, where ``eval()`` is called for the norms alone."""
+    x, activation = torch.randn(1, 3, 4, 4), MetaAcon(3)
+    expected = activation.eval()(x)
+    activation.train()
+    activation.bn1.eval(), activation.bn2.eval()
+    assert torch.equal(activation(x), expected)
 
 
 def test_meta_acon_beta_depends_on_the_inputs_of_its_mode():

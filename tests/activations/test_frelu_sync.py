@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.layers import get_norm
 from torch import nn
+from torch.autograd import forward_ad
 
 from pwlu_det.activations import FReLU
 
@@ -55,6 +56,16 @@ def train(module, x, grad):
     return [t.detach().clone() for t in (y, *gradients, *module.buffers())]
 
 
+def other_derivatives(module, x, grad):
+    """A gradient penalty's gradients by x and the parameters, and the tangent of the output for that of x."""
+    variables = (x, module.conv.weight, module.norm.weight)
+    (first,) = torch.autograd.grad(module(x), x, grad, create_graph=True)
+    second = torch.autograd.grad(first.pow(3).sum(), variables)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(module(forward_ad.make_dual(x.detach(), grad))).tangent
+    return [t.detach().clone() for t in (tangent, *second)]
+
+
 def run_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     results = {}
@@ -64,6 +75,11 @@ def run_rank(rank: int, folder: str) -> None:
             batches = (list(make_batches(step, case)) for step in range(STEPS))
             results[name] = [train(module, *batch[rank]) for batch in batches]
     assert dtypes == [torch.float64] * (2 * STEPS * len(CASES)), "one in forward and one in backward"
+
+    for name in "uneven", "empty on one rank":
+        case = {**CASES[name], "dtype": torch.float64}
+        module = make_module(nn.SyncBatchNorm, torch.float64)
+        results[f"{name}: other derivatives"] = other_derivatives(module, *list(make_batches(0, case))[rank])
 
     x, grad = list(make_batches(0))[rank]
     groups = [dist.new_group([r]) for r in range(RANKS)]
@@ -129,6 +145,16 @@ def test_processes_match_a_single_process(ranks, name):
                 actual = parts[0]
                 assert torch.equal(*parts), "buffers differ between ranks"
             torch.testing.assert_close(actual, whole, **close)
+
+
+@pytest.mark.parametrize("name", ["uneven", "empty on one rank"])
+def test_second_and_forward_mode_derivatives(ranks, name):
+    xs, grads = zip(*make_batches(0, {**CASES[name], "dtype": torch.float64}))
+    x = torch.cat(xs).detach().requires_grad_()
+    whole = other_derivatives(make_module(nn.BatchNorm2d, torch.float64), x, torch.cat(grads))
+    shares = zip(*(rank[f"{name}: other derivatives"] for rank in ranks))
+    for i, (expected, parts) in enumerate(zip(whole, shares)):
+        torch.testing.assert_close(torch.cat(parts) if i < 2 else sum(parts), expected)
 
 
 @pytest.mark.parametrize("name", ["converted", "named", "compiled"])
