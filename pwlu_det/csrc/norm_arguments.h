@@ -31,7 +31,7 @@ inline std::vector<const char*> parameters_of(const char* op, std::string_view a
     return std::vector<const char*>(first, first + count);
   };
   if (activation == "relu") return {};
-  if (activation == "pwlu") return from(kPwlu.arguments + 1, 5);
+  if (activation == "pwlu" || activation == "pwlu_phase1") return from(kPwlu.arguments + 1, 5);
 #define PWLU_PARAMETERS(op, ...)                                \
   if (activation == #op) {                                      \
     using Row = PointwiseRow<Activation::op>;                   \

@@ -11,17 +11,23 @@ activation is never stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pwlu_det.ops.derivatives import is_transformed, vjp
 from pwlu_det.ops.library import check_arguments, compute_dtype
 from pwlu_det.ops.pointwise import TABLE
 from pwlu_det.ops.pwlu import PARAMETERS
 
-ACTIVATIONS = {"relu": {}, "pwlu": PARAMETERS, **TABLE}
+ACTIVATIONS = {"relu": {}, "pwlu": PARAMETERS, "pwlu_phase1": PARAMETERS, **TABLE}
 """The shapes of each activation's parameters, in the order of its op's arguments."""
+
+_RELU = ("relu", "pwlu_phase1")
 
 _NORM = {"weight": "C", "bias": "C", "mean": "C", "var": "C"}
 _ADDED = {"added": "x", **{f"added_{name}": shape for name, shape in _NORM.items()}}
@@ -39,17 +45,17 @@ def norm_activation(
     added: Sequence[Tensor] = (),
     added_eps: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """f(norm(x)), f(norm(x) + r) or f(norm(x) + norm'(r)), with norm(x) = weight (x - mean) / sqrt(var + eps) + bias.
+    """f(norm(x)), f(norm(x) + r) or f(norm(x) + norm'(r)), differentiable except in ``mean`` and ``var``.
 
-    It is differentiable in every tensor except ``mean`` and ``var``. Double backward computes the steps one by
-    one.
+    norm(x) is weight * (x - mean) / sqrt(var + eps) + bias.
 
     Args:
         x: ``[B, C, *]`` in float32, float64, float16 or bfloat16.
         norm: weight and bias, ``[C]``: the statistics are those of the batch, as in training. With mean and
             var after them, ``[C]``, these statistics are used.
         eps: a value added to the variance.
-        activation: f, a key of ``ACTIVATIONS``: "relu", "pwlu", or the name of a pointwise op.
+        activation: f, a key of ``ACTIVATIONS``: "relu", "pwlu", the name of a pointwise op, or "pwlu_phase1":
+            ReLU, with gradients of zero for PWLU's parameters.
         parameters: the parameters of f, in the order of its op's arguments.
         added: nothing; or r, with the shape and dtype of ``x``; or r and the same tensors of its own norm as
             ``norm`` has.
@@ -64,9 +70,7 @@ def norm_activation(
         ValueError: a shape or dtype is not one of those above, ``norm``, ``added`` or ``parameters`` has the
             wrong number of tensors, or there is no such activation.
     """
-    y, statistics = torch.ops.pwlu_det.norm_activation(
-        x, norm, eps, added, added_eps, activation, parameters
-    )
+    y, statistics = torch.ops.pwlu_det.norm_activation(x, norm, eps, added, added_eps, activation, parameters)
     return y, statistics.detach()
 
 
@@ -114,7 +118,7 @@ class _Norm:
     def __init__(self, x: Tensor, norm: Sequence[Tensor], eps: float):
         self.x = x.to(compute_dtype(x.dtype))
         weight, bias, *statistics = norm
-        self.mean, self.var = statistics or self._statistics()
+        self.mean, self.var = (value.detach() for value in statistics) if statistics else self._statistics()
         self.rstd = (self.var.to(self.x.dtype) + eps).rsqrt()
         self.normal = (self.x - _channel(self.mean, self.x)) * _channel(self.rstd, self.x)
         self.weight = _channel(weight, self.x)
@@ -153,7 +157,7 @@ def _norms(x, norm, eps, added, added_eps) -> tuple[list[_Norm], Tensor]:
 
 def _forward(x, norm, eps, added, added_eps, activation, parameters) -> tuple[Tensor, Tensor]:
     norms, z = _norms(x, norm, eps, added, added_eps)
-    y = z.relu() if activation == "relu" else getattr(torch.ops.pwlu_det, activation)(z, *parameters)
+    y = z.relu() if activation in _RELU else getattr(torch.ops.pwlu_det, activation)(z, *parameters)
     statistics = [value for own in norms for value in (own.mean, own.var) if len(norm) == 2]
     return y, torch.stack(statistics) if statistics else z.new_zeros(0, x.shape[1])
 
@@ -196,8 +200,9 @@ def _plain_backward(
     )
     norms, z = _norms(x, norm, eps, added, added_eps)
     wide = grad.to(z.dtype)
-    if activation == "relu":
-        dz, of_parameters = torch.where(z > 0, wide, 0.0), []
+    if activation in _RELU:
+        dz = torch.where(z > 0, wide, 0.0)
+        of_parameters = [torch.zeros_like(p) if output_mask[1] else p.new_empty(0) for p in parameters]
     else:
         backward = getattr(torch.ops.pwlu_det, f"{activation}_backward")
         dz, *of_parameters = backward(wide, z, *parameters, output_mask)
@@ -231,69 +236,99 @@ def _fake_backward(
     )
 
 
-# --- autograd -----------------------------------------------------------------------------------
+# --- derivatives --------------------------------------------------------------------------------
+
+_OP = torch.ops.pwlu_det.norm_activation.default
+_LIBRARY = torch.library.Library("pwlu_det", "FRAGMENT")
 
 
-def _save(ctx, inputs, output):
-    x, norm, ctx.eps, added, ctx.added_eps, ctx.activation, parameters = inputs
-    ctx.sizes = len(norm), len(added), len(parameters)
-    ctx.save_for_backward(output[1], x, *norm, *added, *parameters)
-    ctx.set_materialize_grads(False)  # only y has a gradient
+class _Arguments(NamedTuple):
+    """The arguments that are not tensors, and the number of tensors in each list."""
+
+    eps: float
+    added_eps: float
+    activation: str
+    sizes: tuple[int, int, int]
+
+    def __call__(self, function: Callable, x: Tensor, *tensors: Tensor):
+        """Call a function with the arguments of the op; ``tensors`` are those of the lists."""
+        norm, added, parameters = self.lists(tensors)
+        return function(x, norm, self.eps, added, self.added_eps, self.activation, parameters)
+
+    def lists(self, values: Sequence) -> list[list]:
+        values = iter(values)
+        return [list(itertools.islice(values, size)) for size in self.sizes]
 
 
-def _autograd(ctx, grad, _grad_statistics):
-    if grad is None:
-        return None, *([None] * n if n is not None else None for n in _lists(ctx, ctx.sizes))
-    statistics, x, *saved = ctx.saved_tensors
-    ends = ctx.sizes[0], ctx.sizes[0] + ctx.sizes[1]
-    norm, added, parameters = saved[: ends[0]], saved[ends[0] : ends[1]], saved[ends[1] :]
-    if torch.is_grad_enabled():
-        of_x, *of_lists = _differentiable_gradients(ctx, grad, x, norm, added, parameters)
-        return of_x, *_lists(ctx, of_lists)
+class _NormActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, keyset, arguments, *tensors):
+        y, statistics = arguments(functools.partial(_call_op, keyset), *tensors)
+        ctx.arguments = arguments
+        ctx.save_for_backward(statistics, *tensors)
+        ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)
+        return y, statistics
+
+    @staticmethod
+    def backward(ctx, grad, _of_statistics):
+        needed = ctx.needs_input_grad[2:]
+        if grad is None:
+            return None, None, *[None] * len(needed)
+        statistics, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled() or is_transformed(tensors):  # double backward, through the single steps
+            grads = vjp(lambda *values: ctx.arguments(_forward, *values)[0].to(grad.dtype), tensors, [grad])
+        else:
+            grads = _gradients(grad, statistics, tensors, ctx.arguments, needed)
+        return None, None, *(value if need else None for value, need in zip(grads, needed))
+
+
+def _gradients(grad, statistics, tensors, arguments: _Arguments, needed: Sequence[bool]) -> list:
+    """The gradients of x, norm, added and parameters, flattened. Those of mean and var are None."""
+    x, *rest = tensors
+    norm, added, parameters = arguments.lists(rest)
+    num_inputs = 1 + len(norm) + len(added)
     batch_statistics = len(norm) == 2
     if batch_statistics:
-        norm = [*norm, *statistics[:2]]
-        added = [*added, *statistics[2:]]
-    needs_x, needs_norm, _, needs_added, _, _, needs_parameters = ctx.needs_input_grad
-    mask = needs_x or any(needs_norm) or any(needs_added), any(needs_parameters)
+        norm, added = [*norm, *statistics[:2]], [*added, *statistics[2:]]
     of_x, of_norms, of_added, of_parameters = torch.ops.pwlu_det.norm_activation_backward(
-        *(grad, x, norm, ctx.eps, added, ctx.added_eps, ctx.activation, parameters, batch_statistics, mask)
+        *(grad, x, norm, arguments.eps, added, arguments.added_eps, arguments.activation, parameters),
+        batch_statistics,
+        (any(needed[:num_inputs]), any(needed[num_inputs:])),
     )
-    of_lists = []
-    for row, tensors, needed in ((0, norm, needs_norm), (2, added[1:], needs_added[1:])):
-        grads = [of_norms[row + i].to(tensors[i].dtype) if n else None for i, n in enumerate(needed[:2])]
-        of_lists.append(grads + [None] * (len(needed) - len(grads)))
-    of_norm, of_added_norm = of_lists
+
+    def of_norm(rows: Tensor, tensors: Sequence[Tensor], size: int) -> list:
+        grads = [row.to(tensor.dtype) for row, tensor in zip(rows, tensors)]
+        return [*grads, *[None] * (size - len(grads))]
+
+    sizes = arguments.sizes
+    results = [of_x, *of_norm(of_norms[:2], norm, sizes[0])]
     if added:
-        of_added_norm = [of_added if needs_added[0] else None, *of_added_norm]
-    of_parameters = [value if needed else None for value, needed in zip(of_parameters, needs_parameters)]
-    return of_x if needs_x else None, *_lists(ctx, (of_norm, of_added_norm, of_parameters))
+        results += [of_added, *of_norm(of_norms[2:], added[1:], sizes[1] - 1)]
+    return [*results, *of_parameters]
 
 
-def _lists(ctx, lists) -> tuple:
-    """The results for all arguments after x."""
-    norm, added, parameters = lists
-    return norm, None, added, None, None, parameters
+def _call_op(keyset, *values):
+    with torch._C._AutoDispatchBelowAutograd():
+        return _OP.redispatch(keyset & torch._C._after_autograd_keyset, *values)
 
 
-def _differentiable_gradients(ctx, grad, x, norm, added, parameters):
-    """The gradients through the single steps, which autograd can differentiate again."""
-    needs_x, needs_norm, _, needs_added, _, _, needs_parameters = ctx.needs_input_grad
-    tensors, needed = [x, *norm, *added, *parameters], [needs_x, *needs_norm, *needs_added, *needs_parameters]
-    tensors = [tensor.view_as(tensor) for tensor in tensors]  # the same tensor may occur twice
-    lists, start = [], 1
-    for size in ctx.sizes:
-        lists.append(tensors[start : start + size])
-        start += size
-    y, _ = _forward(tensors[0], lists[0], ctx.eps, lists[1], ctx.added_eps, ctx.activation, lists[2])
-    wanted = [tensor for tensor, need in zip(tensors, needed) if need]
-    found = iter(torch.autograd.grad(y, wanted, grad.to(y.dtype), create_graph=True, allow_unused=True))
-    grads = [next(found) if need else None for need in needed]
-    results, start = [grads[0]], 1
-    for size in ctx.sizes:
-        results.append(grads[start : start + size])
-        start += size
-    return results
+def _transformed(x, *others):
+    """The op for autograd and torch.func to transform."""
+    _check("norm_activation", x, *others)
+    y, statistics = _forward(x, *others)
+    return y.to(x.dtype), statistics.detach()
 
 
-torch.library.register_autograd("pwlu_det::norm_activation", _autograd, setup_context=_save)
+def _autograd(keyset, x, norm, eps, added, added_eps, activation, parameters):
+    tensors = (x, *norm, *added, *parameters)
+    if is_transformed(tensors):
+        return _transformed(x, norm, eps, added, added_eps, activation, parameters)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
+        arguments = _Arguments(eps, added_eps, activation, (len(norm), len(added), len(parameters)))
+        return _NormActivation.apply(keyset, arguments, *tensors)
+    return _call_op(keyset, x, norm, eps, added, added_eps, activation, parameters)
+
+
+_LIBRARY.impl("norm_activation", _autograd, "Autograd", with_keyset=True)
+_LIBRARY.impl("norm_activation", _transformed, "FuncTorchBatched")

@@ -76,7 +76,7 @@ struct NormSteps {
         group, norm_sums + functions * stage.width, [&](const Pixels& piece, double* sums) {
           alignas(64) R z[kBufferSize], g[kBufferSize], buffer[kBufferSize];
           double* own = to.with_sums && stage.width ? sums + norm_sums : nullptr;
-      if (!to.x && !own) return;
+          if (!to.x && !own) return;
           work.for_chunks(group, piece, [&](const Pixels& chunk) {
             const R* from = read(grad, group, chunk, g);
             normalise(group, chunk, z);

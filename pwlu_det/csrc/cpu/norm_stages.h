@@ -36,17 +36,25 @@ class Stage {
   virtual std::vector<Tensor> gradients(double* sums) const = 0;
 };
 
+// ReLU, also in place of PWLU in phase I, whose parameters have gradients of zero.
 template <typename R>
 class ReluStage : public Stage<R> {
  public:
-  explicit ReluStage(int64_t channels) : Stage<R>(channels, 0) {}
+  ReluStage(int64_t channels, at::TensorList parameters) : Stage<R>(channels, 0), parameters_(parameters.vec()) {}
   void forward(const R* z, R* y, int64_t rows, const NormGroup& group) const override {
     kernels().norm->of<R>().relu(z, y, rows * group.channels);
   }
   void backward(const R* grad, const R* z, R* dz, int64_t rows, const NormGroup& group, double*) const override {
     if (dz) kernels().norm->of<R>().relu_backward(grad, z, dz, rows * group.channels);
   }
-  std::vector<Tensor> gradients(double*) const override { return {}; }
+  std::vector<Tensor> gradients(double*) const override {
+    std::vector<Tensor> results;
+    for (const Tensor& parameter : parameters_) results.push_back(at::zeros_like(parameter));
+    return results;
+  }
+
+ private:
+  const std::vector<Tensor> parameters_;
 };
 
 template <typename R>
@@ -141,7 +149,9 @@ class PointwiseStage : public Stage<R> {
 template <typename R>
 std::unique_ptr<Stage<R>> make_stage(std::string_view activation, at::TensorList parameters, int64_t channels,
                                      bool channels_last) {
-  if (activation == "relu") return std::make_unique<ReluStage<R>>(channels);
+  if (activation == "relu" || activation == "pwlu_phase1") {
+    return std::make_unique<ReluStage<R>>(channels, parameters);
+  }
   if (activation == "pwlu") return std::make_unique<PwluStage<R>>(parameters, channels_last);
 #define PWLU_STAGE(op, ...)                                                                                         \
   if (activation == #op) {                                                                                          \
