@@ -78,8 +78,9 @@ def norm_activation(
     z = norm(x)
     if added is not None:
         shortcut = added if added_norm is None else added_norm(added)
-        # In place, as in detectron2, if it is certain that the norm does not save its output for backward.
-        z = z.add_(shortcut) if isinstance(norm, (_BatchNorm, nn.GroupNorm)) else z + shortcut
+        # In place, as in detectron2, if nothing else can have kept the norm's output.
+        known = isinstance(norm, (_BatchNorm, nn.GroupNorm)) and is_plain_module(norm, type(norm))
+        z = z.add_(shortcut) if known else z + shortcut
     return activation(z)
 
 
@@ -100,6 +101,8 @@ def _fused(norm, activation, x, added, added_norm, fuse_relu) -> Tensor | None:
         return None
     lists = [_norm_tensors(own, batch_statistics) for own in norms]
     parameters = [getattr(activation, parameter) for parameter in ACTIVATIONS[name]]
+    if name == "swish" and parameters == [None]:
+        parameters = [x.new_ones(x.shape[1], dtype=compute_dtype(x.dtype))]
     if not all(tensor.dtype in (x.dtype, compute_dtype(x.dtype)) for own in lists for tensor in own):
         return None
     added_list = [] if added is None else [added, *(lists[1] if added_norm is not None else [])]
@@ -116,7 +119,13 @@ def _fused(norm, activation, x, added, added_norm, fuse_relu) -> Tensor | None:
 
 def _is_fusible_tensor(x: Tensor) -> bool:
     plain = type(x) in (Tensor, nn.Parameter)  # not a fake tensor, for example
-    return plain and x.dim() == 4 and x.device.type in _DEVICES and x.dtype in DTYPES
+    return (
+        plain
+        and x.layout == torch.strided
+        and x.dim() == 4
+        and x.device.type in _DEVICES
+        and x.dtype in DTYPES
+    )
 
 
 def _op_of(activation: nn.Module, fuse_relu: bool, follows: bool) -> str | None:
@@ -143,11 +152,13 @@ def _op_of(activation: nn.Module, fuse_relu: bool, follows: bool) -> str | None:
 
 def _uses_batch_statistics(norm: nn.Module, x: Tensor) -> bool | None:
     """Whether a norm uses the statistics of the batch or fixed ones; None if it cannot be fused."""
-    if is_plain_frozen_norm(norm):
-        return False
-    known = is_plain_module(norm, nn.BatchNorm2d, nn.SyncBatchNorm)
-    if not known or norm.weight is None or norm.bias is None:
+    frozen = is_plain_frozen_norm(norm)
+    if not frozen and not is_plain_module(norm, nn.BatchNorm2d, nn.SyncBatchNorm):
         return None
+    if norm.weight is None or norm.bias is None or norm.num_features != x.shape[1]:
+        return None
+    if frozen:
+        return False
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
         return False
     tracked = norm.running_mean is not None and norm.running_var is not None

@@ -58,7 +58,7 @@ inline void check_norm(const NormArguments& a, const Tensor* grad, bool statisti
   check_count(a.op, "added", added, added <= 1 || added == norm + 1,
               "it may have a tensor, and then the same tensors of its norm as norm has");
   check_eps(a.op, a.eps);
-  check_eps(a.op, a.added_eps);
+  check_eps(a.op, a.added_eps, "added_eps");
   const auto parameters = parameters_of(a.op, a.activation);
   TORCH_CHECK_VALUE(a.parameters.size() == parameters.size(), a.op, ": ", std::string(a.activation), " has ",
                     parameters.size(), " parameters, not ", a.parameters.size());

@@ -33,7 +33,9 @@ def test_wrong_arguments_raise(device):
             wrong = {"shape": [tensor[0, 0, 0], tensor[:, :2], tensor[:1]], "dtype": wrong["dtype"]}
         for what, tensors in wrong.items():
             for value in tensors:
-                if what == "shape" and value.shape == tensor.shape:
+                if what == "shape" and (
+                    value.shape == tensor.shape or name == "points" and value.shape[1:] == (18,)
+                ):
                     continue
                 values = list(right.tensors)
                 values[i] = value
