@@ -49,11 +49,11 @@ def norm_activation(
     added_norm: nn.Module | None = None,
     fuse_relu: bool = False,
 ) -> Tensor:
-    """``activation(norm(x))``, ``activation(norm(x) + added)`` or ``activation(norm(x) + added_norm(added))``.
+    """activation(norm(x)), activation(norm(x) + added) or activation(norm(x) + added_norm(added)).
 
-    If it can, it calls one op (:func:`pwlu_det.ops.norm_activation`), which saves less memory for backward and
-    takes less time. Results, gradients and buffers agree with those of the modules to rounding. It calls the
-    modules, in this order: norm, added_norm, activation, if
+    If it can, it calls one op (:func:`pwlu_det.ops.norm_activation`), which saves less memory for backward
+    and takes less time. Results, gradients and buffers agree with those of the modules to rounding. It calls
+    the modules, in this order: norm, added_norm, activation, if
 
     - ``x`` is not on a device with kernels, or torch traces, exports or compiles the model;
     - a norm is not ``nn.BatchNorm2d``, ``nn.SyncBatchNorm`` in evaluation or FrozenBatchNorm2d, has no weight

@@ -1,4 +1,4 @@
-"""Sites of a norm, perhaps an added tensor with a norm of its own, and an activation; and what a call leaves behind."""
+"""Sites of a norm and an activation, perhaps with an added tensor, and what a call leaves behind."""
 
 from __future__ import annotations
 
@@ -70,6 +70,4 @@ def assert_equal_traces(model, maps, iterations=1, **kwargs):
             assert actual[name] is None, name
         else:
             scale = float(value.abs().max()) or 1.0
-            torch.testing.assert_close(
-                actual[name], value, rtol=1e-4, atol=2e-5 * scale, msg=lambda m: f"{name}: {m}"
-            )
+            torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=2e-5 * scale, msg=name)

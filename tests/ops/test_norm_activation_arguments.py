@@ -34,7 +34,7 @@ def test_wrong_arguments_raise(device):
         for what, tensors in wrong.items():
             for value in tensors:
                 if what == "shape" and (
-                    value.shape == tensor.shape or name == "points" and value.shape[1:] == (18,)
+                    value.shape == tensor.shape or (name == "points" and value.shape[1:] == (18,))
                 ):
                     continue
                 values = list(right.tensors)
