@@ -24,10 +24,11 @@ KERNELS := $(wildcard pwlu_det/csrc/*.h pwlu_det/csrc/*/*.* pwlu_det/csrc/*/*/*)
 .PHONY: env demo test test-slow gpu lint format clean
 env: $(STAMP)
 
-$(STAMP): requirements/env.txt requirements/detectron2.txt pyproject.toml setup.py $(KERNELS)
+$(STAMP): requirements/env.txt requirements/evaluators.txt requirements/detectron2.txt pyproject.toml setup.py $(KERNELS)
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --no-cache-dir $(TORCH)
 	$(PIP) install --no-cache-dir -r requirements/env.txt
+	$(PIP) install --no-cache-dir --no-deps -r requirements/evaluators.txt
 	$(RUN) -c "import detectron2" 2>/dev/null || $(MAKE) --no-print-directory detectron2
 	$(PIP) install --no-build-isolation --no-deps -e .
 	touch $@

@@ -1,4 +1,4 @@
-"""Builds the kernels if torch and a compiler are available; otherwise the package falls back to plain torch.
+"""Build the kernels if torch and a compiler are available; otherwise, the package falls back to plain torch.
 
 The CUDA kernels are built if torch finds a GPU or FORCE_CUDA=1 is set. torch's own variables
 TORCH_CUDA_ARCH_LIST and CUDA_HOME are respected but not required.
@@ -24,7 +24,7 @@ try:
     from torch.utils import cpp_extension
     from torch.utils.cpp_extension import BuildExtension
 except ImportError as error:
-    missing = f"torch cannot be imported ({error}): install by pip install --no-build-isolation"
+    missing = f"torch cannot be imported ({error}); install with pip install --no-build-isolation"
     BuildExtension, torch = build_ext, None
 
 
@@ -63,7 +63,7 @@ def cuda_extension():
 
 
 def find_toolkit() -> tuple:
-    """The folder of the CUDA toolkit and its nvcc, which must have torch's major version of CUDA."""
+    """The folder of the CUDA toolkit and its nvcc, whose major version must be that of torch's CUDA."""
     if torch.version.cuda is None:
         raise Unavailable(f"torch {torch.__version__} is built without CUDA")
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
@@ -74,9 +74,11 @@ def find_toolkit() -> tuple:
             home = Path(top[1].strip()).resolve() if top else Path(torch.utils.cpp_extension.CUDA_HOME)
         version = re.search(r"release (\d+)\.(\d+)", run(nvcc, "--version"))
     except (OSError, subprocess.CalledProcessError) as error:
-        raise Unavailable(f"there is no nvcc that runs ({error}); CUDA_HOME can name the toolkit") from error
+        raise Unavailable(f"nvcc cannot be run ({error}); set CUDA_HOME to the toolkit's folder") from error
     if version[1] != torch.version.cuda.split(".")[0]:
-        raise Unavailable(f"nvcc is of CUDA {version[1]}.{version[2]} and torch of {torch.version.cuda}")
+        raise Unavailable(
+            f"nvcc is from CUDA {version[1]}.{version[2]}, but torch is built for CUDA {torch.version.cuda}"
+        )
     return home, nvcc
 
 
@@ -94,7 +96,7 @@ def run(*command) -> str:
 def extensions() -> tuple[list, dict]:
     """The extensions to build, and why others cannot be."""
     if torch is None:
-        print(f"pwlu_det: building no kernels: {missing}")
+        print(f"pwlu_det: no kernels are built: {missing}")
         return [], {}
     found, failures = [cpu_extension()], {}
     if torch.cuda.is_available() or os.environ.get("FORCE_CUDA") == "1":
@@ -132,7 +134,7 @@ class OptionalBuild(BuildExtension):
         note = self._note(name)
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(f"{reason}\n")
-        print(f"pwlu_det: {name} is not built, plain torch will be used: {reason}")
+        print(f"pwlu_det: {name} is not built, so plain torch will be used: {reason}")
 
     def get_outputs(self) -> list[str]:
         return [output for output in super().get_outputs() if Path(output).exists()]

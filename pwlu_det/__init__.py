@@ -25,6 +25,7 @@ _NEED_DETECTRON2 = {
     "build_train_loader": "engine.data_stream",
     "check_config": "preflight",
     "convert_activations": "backbone",
+    "convert_heads": "backbone",
 }
 
 __all__ = [

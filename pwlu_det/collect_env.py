@@ -21,7 +21,7 @@ def collect_env() -> str:
         "CPU capability of torch": torch.backends.cpu.get_cpu_capability(),
         "CPU threads": torch.get_num_threads(),
         "CPU kernels": kernels.kernels_in_use(),
-        "why (CPU)": kernels.FALLBACK_REASON or "built; the best that this processor supports or was allowed",
+        "why (CPU)": kernels.FALLBACK_REASON or "built; the best that the processor supports (or is allowed)",
         "CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
         "CUDA kernels": kernels.cuda_kernels_in_use(),
         "why (CUDA)": kernels.CUDA_FALLBACK_REASON or "built and loaded",

@@ -11,6 +11,9 @@ from pwlu_det.errors import ConfigError
 # Keys of MODEL.ACTIVATION.PWLU that control its training. All other keys of a node are constructor options.
 _TRAINING_KEYS = ("REALIGN", "PHASE1_ITERS", "PHASE1_EPOCHS")
 
+# detectron2's architectures whose heads can be converted.
+_ARCHITECTURES = ("RetinaNet", "GeneralizedRCNN", "ProposalNetwork", "SemanticSegmentor", "PanopticFPN")
+
 
 def add_pwlu_config(cfg) -> None:
     """Add the ``MODEL.ACTIVATION`` node and ``SOLVER.AMP.DTYPE`` to a detectron2 config, in place."""
@@ -34,6 +37,11 @@ def add_pwlu_config(cfg) -> None:
     node.POSITIONS = []
     # Whether to also convert stages frozen by MODEL.BACKBONE.FREEZE_AT; their activations are frozen, too.
     node.CONVERT_FROZEN = False
+    # The heads to use it in as well: a subset of retinanet, rpn, box_head, mask_head, keypoint_head,
+    # sem_seg_head and res5 (the last stage of a C4 model). All ReLUs of a head are replaced; in res5, those
+    # at POSITIONS. MODEL.META_ARCHITECTURE must then be ActRetinaNet, ActGeneralizedRCNN, ActProposalNetwork,
+    # ActSemanticSegmentor or ActPanopticFPN.
+    node.HEADS = []
     # Learning rate of the activations' pointwise parameters, relative to SOLVER.BASE_LR. Convolutions and
     # norms inside F-ReLU and Meta-ACON are trained like all others, except that the convolutions' biases are
     # not decayed.
@@ -158,6 +166,25 @@ def phase1_iters(cfg, num_images: int | None = None) -> int | None:
             "(set MODEL.ACTIVATION.PWLU.PHASE1_ITERS)"
         )
     return iters
+
+
+def architecture(cfg) -> str:
+    """``MODEL.META_ARCHITECTURE``, without the prefix of the architectures that convert heads."""
+    return cfg.MODEL.META_ARCHITECTURE.removeprefix("Act")
+
+
+def check_architecture(cfg) -> None:
+    """Check that the architecture converts the heads of ``MODEL.ACTIVATION.HEADS``, if there are any.
+
+    Raises:
+        ConfigError: it is one of detectron2's, which ignore that key.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if cfg.MODEL.ACTIVATION.HEADS and name in _ARCHITECTURES:
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE is {name!r}; it must be 'Act{name}' for MODEL.ACTIVATION.HEADS "
+            f"{cfg.MODEL.ACTIVATION.HEADS}"
+        )
 
 
 def on_cpu(cfg) -> bool:

@@ -8,9 +8,9 @@ import tempfile
 import torch
 
 from pwlu_det.activations.registry import OptionError, build_activation
-from pwlu_det.backbone.placement import POSITIONS, STAGES, get_placement
+from pwlu_det.backbone.placement import HEADS, POSITIONS, STAGES, get_placement
 from pwlu_det.checkpoint.reader import read_checkpoint
-from pwlu_det.config import activation_options, on_cpu, phase1_iters
+from pwlu_det.config import activation_options, architecture, check_architecture, on_cpu, phase1_iters
 from pwlu_det.data.dataset_check import check_datasets
 from pwlu_det.errors import ConfigError, PwluDetError
 
@@ -20,6 +20,8 @@ _STOCK_BACKBONES = (
     "build_resnet_backbone",
     "build_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone",
+    "build_resnet_deeplab_backbone",
+    "build_trident_resnet_backbone",
 )
 
 
@@ -36,9 +38,12 @@ def check_config(cfg, num_processes: int = 1) -> None:
         raise ConfigError(f"MODEL.ACTIVATION.NAME: {error}") from error
     _check_subset("MODEL.ACTIVATION.STAGES", node.STAGES, STAGES)
     _check_subset("MODEL.ACTIVATION.POSITIONS", node.POSITIONS, POSITIONS)
+    _check_subset("MODEL.ACTIVATION.HEADS", node.HEADS, tuple(HEADS))
+    check_architecture(cfg)
     backbone = cfg.MODEL.BACKBONE.NAME
     _check(
-        node.NAME == "relu" or backbone not in _STOCK_BACKBONES,
+        # With a stock backbone, only heads can be converted.
+        node.NAME == "relu" or bool(node.HEADS) or backbone not in _STOCK_BACKBONES,
         "MODEL.BACKBONE.NAME",
         backbone,
         f"{backbone.replace('build_', 'build_act_', 1)} for MODEL.ACTIVATION.NAME {node.NAME!r}",
@@ -47,10 +52,10 @@ def check_config(cfg, num_processes: int = 1) -> None:
     _check(mask_format in MASK_FORMATS, "INPUT.MASK_FORMAT", mask_format, f"one of {', '.join(MASK_FORMATS)}")
     for key in ("LR_FACTOR", "WEIGHT_DECAY"):
         _check(0 <= node[key] < float("inf"), f"MODEL.ACTIVATION.{key}", node[key], "at least 0 and finite")
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    if cfg.TEST.AUG.ENABLED and architecture != "GeneralizedRCNN":
+    if cfg.TEST.AUG.ENABLED and architecture(cfg) != "GeneralizedRCNN":
         raise ConfigError(
-            f"TEST.AUG.ENABLED is True; it must be False for MODEL.META_ARCHITECTURE {architecture}"
+            "TEST.AUG.ENABLED is True; it must be False for MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE}"
         )
     _check_options(cfg)
     if node.NAME == "pwlu":

@@ -1,8 +1,12 @@
-"""Without detectron2, ops and activations work, and everything else raises a clear error."""
+"""The contents of the distributions; and without detectron2, ops and activations work."""
 
+import shutil
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_DETECTRON2 = """
 import importlib.util
 import sys
@@ -54,3 +58,24 @@ def test_every_public_name_exists():
 
     for name in pwlu_det.__all__:
         assert getattr(pwlu_det, name) is not None
+
+
+def test_sdist_contains_all_sources_and_the_wheel_contains_py_typed(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(
+        ROOT / "pwlu_det", source / "pwlu_det", ignore=shutil.ignore_patterns("_C*", "__pycache__")
+    )
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md"):
+        shutil.copy(ROOT / name, source)
+    expected = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    setup = [sys.executable, "setup.py", "-q"]
+    subprocess.run([*setup, "sdist"], cwd=source, check=True, capture_output=True)
+    (archive,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        found = {Path(*Path(name).parts[1:]) for name in files.getnames()}
+    assert expected - found == set()
+    subprocess.run(
+        [*setup, "build_py", "-d", tmp_path / "wheel"], cwd=source, check=True, capture_output=True
+    )
+    assert (tmp_path / "wheel/pwlu_det/py.typed").exists()
+    assert not (tmp_path / "wheel/pwlu_det/csrc").exists()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the PWLUs that a checkpoint holds, or how they were learned from several checkpoints of a run."""
+"""Plot the learned PWLUs of a checkpoint, or of several checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def main() -> None:
         required=True,
         nargs="+",
         metavar="FILE",
-        help="a .pth checkpoint or exported backbone, or several checkpoints of one run in the order to draw",
+        help="a checkpoint or an exported backbone, or several checkpoints of one run, in the order to plot",
     )
     parser.add_argument(
         "--output",
         required=True,
         metavar="FILE",
-        help="the picture to write, e.g. a .png; several checkpoints make a strip, or an animation in a .gif",
+        help="the plot to write, e.g. a .png; several checkpoints give a strip, or an animation in a .gif",
     )
     parser.add_argument(
         "--sites",
         nargs="+",
         default=(),
         metavar="NAME",
-        help="what to draw, e.g. stem.act1 res2.0.act2 (default: a few from the first to the last)",
+        help="the sites to plot, e.g. stem.act1 res2.0.act2 (default: a few from the first to the last)",
     )
     args = parser.parse_args()
     try:
@@ -43,7 +43,7 @@ def main() -> None:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"--output {args.output} cannot be written: {error}")
-    print(f"Picture written to {args.output}")
+    print(f"Plot written to {args.output}")
 
 
 if __name__ == "__main__":

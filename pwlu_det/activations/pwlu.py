@@ -74,7 +74,7 @@ class PWLU(nn.Module):
         defers_update: append the moments of each training forward to ``batch_moments``, for the caller to
             pool over calls and processes and pass to :meth:`update_statistics`. By default, each forward
             updates the statistics itself.
-        expects_hook: warn if a training forward collects statistics while ``defers_update`` is False.
+        expects_hook: warn, once, if a training forward collects statistics while ``defers_update`` is False.
 
     Raises:
         OptionError: an argument is out of range.
@@ -121,6 +121,7 @@ class PWLU(nn.Module):
         self._checked_versions: list[int] = []
         self.defers_update = False
         self.expects_hook = False
+        self._has_warned_of_change = False
         self.batch_moments: list[Moments] = []
         self._reset_to_relu(*self._initial_bounds())
 
@@ -146,7 +147,9 @@ class PWLU(nn.Module):
         self._warn_without_hook()
         y, mean, deviation = ops.pwlu_phase1(x, *self._parameter_list())
         if not torch.compiler.is_compiling() and not self.holds_relu():
-            warnings.warn(_CHANGED, stacklevel=2)
+            if not self._has_warned_of_change:
+                self._has_warned_of_change = True
+                warnings.warn(_CHANGED, stacklevel=2)
             y = ops.pwlu(x, *self._parameter_list())
         self._collect(Moments(x.numel() // mean.numel(), mean, deviation))
         return y
@@ -186,8 +189,8 @@ class PWLU(nn.Module):
 
         Without statistics, a warning is issued, and the bounds become -``init_bound`` and ``init_bound``.
 
-        With FSDP2, all processes must call it together, with equal statistics, while the parameters are sharded
-        (after a forward without backward, call ``reshard()``). :class:`~pwlu_det.TwoPhaseHook` does so.
+        With FSDP2, all processes must call it together, with equal statistics, while the parameters are
+        sharded; after a forward without a backward, call ``reshard()``. :class:`~pwlu_det.TwoPhaseHook` does.
         """
         if self.num_batches > 0:
             half_width = (self.num_sigma * self.running_std).clamp(min=self.MIN_REALIGNED_WIDTH / 2)
@@ -231,6 +234,8 @@ class PWLU(nn.Module):
 
     def _warn_without_hook(self) -> None:
         if self.expects_hook and not self.defers_update:
+            # Once per site: detectron2's convolutions reset Python's memory of the warnings it has shown.
+            self.expects_hook = False
             warnings.warn(_NO_HOOK, stacklevel=3)
 
     def _collect(self, moments: Moments) -> None:

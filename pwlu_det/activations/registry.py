@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -43,7 +44,8 @@ def register_activation(name: str) -> Callable[[T], T]:
     The class is an ``nn.Module`` that maps ``[B, C, *]`` to the same shape, dtype and layout, out of place.
     Its constructor takes ``num_channels`` and then options, each with a default. In a config, the options are
     the keys of the node ``MODEL.ACTIVATION.<NAME>``, in upper case. An option named ``norm`` is a function
-    that takes the number of channels and returns a norm; with a config, it builds the backbone's norm.
+    that takes the number of channels and returns a norm; with a config, it builds the backbone's norm. An
+    argument named ``inplace`` is not an option: it is for libraries that call ``act_layer(inplace=True)``.
 
     Parameters of the module itself are optimized as pointwise parameters (``MODEL.ACTIVATION.LR_FACTOR`` and
     ``WEIGHT_DECAY``), and those of its submodules like the backbone's. None may be named ``weight``.
@@ -62,9 +64,29 @@ def register_activation(name: str) -> Callable[[T], T]:
                 "followed by options that all have defaults"
             )
         ACTIVATIONS[name] = cls
+        if first.default is first.empty:
+            _require_channels(cls)
         return cls
 
     return register
+
+
+def _require_channels(cls: type[nn.Module]) -> None:
+    """Let the constructor say what to do where a library calls it without the number of channels."""
+    construct = cls.__init__
+
+    @functools.wraps(construct)
+    def checked(self, *arguments: Any, **named: Any) -> None:
+        if not arguments and "num_channels" not in named:
+            raise TypeError(
+                f"{cls.__name__} needs num_channels, the number of channels of its input. Where a library "
+                f"takes a class and does not pass it, as timm's act_layer, build the model with ReLU. Then "
+                f"replace each ReLU with {cls.__name__}(num_channels), in a detectron2 backbone by "
+                "pwlu_det.convert_activations"
+            )
+        construct(self, *arguments, **named)
+
+    cls.__init__ = checked
 
 
 def get_activation(name: str) -> type[nn.Module]:
@@ -81,9 +103,9 @@ def get_activation(name: str) -> type[nn.Module]:
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """The options of an activation except ``norm``, with their defaults."""
+    """The options of an activation except ``norm``, with their defaults; ``inplace`` is none."""
     _, *options = inspect.signature(get_activation(name)).parameters.values()
-    return {option.name: option.default for option in options if option.name != "norm"}
+    return {option.name: option.default for option in options if option.name not in ("norm", "inplace")}
 
 
 def keeps_channels(name: str) -> bool:

@@ -1,4 +1,7 @@
-"""Activations without parameters: those of torch.nn, whose constructors take the number of channels here."""
+"""Activations without parameters: those of torch.nn, whose constructors take the number of channels here.
+
+Both that argument and ``inplace``, which timm passes to its ``act_layer``, are optional and ignored.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pwlu_det.ops.library import without_autocast
 
 
 class _Fixed:
-    def __init__(self, num_channels: int):
+    def __init__(self, num_channels: int | None = None, inplace: bool = False):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,7 +27,7 @@ class _Fixed:
 class ReLU(nn.ReLU):
     """max(x, 0)."""
 
-    def __init__(self, num_channels: int):
+    def __init__(self, num_channels: int | None = None, inplace: bool = False):
         super().__init__()
 
 

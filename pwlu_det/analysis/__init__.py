@@ -1,1 +1,1 @@
-"""What training has made of the activations."""
+"""Analysis of trained models: plots of learned activations."""

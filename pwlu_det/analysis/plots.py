@@ -1,4 +1,4 @@
-"""Pictures of learned activations: of one checkpoint, or of several as a strip or an animation."""
+"""Plots of learned activations: of one checkpoint, or of several as a strip or an animation."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from torch import Tensor
 from pwlu_det.analysis.snapshots import Site, Snapshot
 from pwlu_det.checkpoint.atomic import atomic_writer
 
-# Okabe and Ito's palette, which is safe for colour-blind readers.
+# Okabe and Ito's palette, which is suitable for color-blind readers.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _DARK = "0.25"
-_WIDTH = 8.3  # inches: at 100 dots per inch the width of a README
+_WIDTH = 8.3  # inches: the width of a README at 100 dots per inch
 
 
 def plot_pwlus(
     snapshots: Sequence[Snapshot], output: str, names: Sequence[str] = (), num_channels: int = 5
 ) -> None:
-    """Draw learned PWLUs as the paper's figure 7 does: a few channels of a few sites, bounds marked.
+    """Plot learned PWLUs as in the paper's figure 7: a few channels of a few sites, with their bounds.
 
-    Several snapshots make a strip, or an animation where ``output`` ends in ``.gif``.
+    Several snapshots are plotted as a strip, or as an animation if ``output`` ends in ``.gif``.
 
     Args:
-        snapshots: of one model, from :func:`read_snapshots`.
-        output: the picture, in the format that its ending names, out of those that matplotlib writes.
-        names: the sites; by default eight, or four of several snapshots, evenly chosen from first to last.
-        num_channels: how many channels of each.
+        snapshots: snapshots of one model, from :func:`read_snapshots`.
+        output: the file to write. Its extension determines the format, one of those that matplotlib supports.
+        names: the sites. Default: eight (four for several snapshots), evenly spaced from first to last.
+        num_channels: the number of channels per site.
 
     Raises:
-        ValueError: there is no site of that name, or the format is unknown.
-        OSError: the picture cannot be written.
+        ValueError: a site does not exist, or the format is unknown.
+        OSError: the file cannot be written.
     """
     known = sorted({*Figure().canvas.get_supported_filetypes(), "gif"})
     ending = os.path.splitext(output)[1][1:].lower()
     if ending not in known:
-        raise ValueError(f"the picture's name must end in one of {', '.join(known)}, and {output!r} does not")
+        raise ValueError(f"the plot's file name is {output!r}; it must end in one of {', '.join(known)}")
     names = names or _choose_sites(snapshots[0], 8 if len(snapshots) == 1 else 4)
     with atomic_writer(output) as f:
         if ending == "gif":
@@ -55,12 +55,12 @@ def plot_pwlus(
 
 
 def draw_pages(snapshots: Sequence[Snapshot], names: Sequence[str], num_channels: int = 5) -> list[Figure]:
-    """A figure for each snapshot, with a panel for each site.
+    """One figure per snapshot, with one panel per site.
 
-    All figures have the same axes and channels, those that differ most from ReLU in the last snapshot.
+    All figures have the same axes and channels: those that differ most from ReLU in the last snapshot.
 
     Raises:
-        ValueError: there is no site of that name.
+        ValueError: a site does not exist.
     """
     views = [_choose_view(snapshots, name, num_channels) for name in names]
     columns = min(4, len(views))
@@ -80,7 +80,7 @@ def draw_pages(snapshots: Sequence[Snapshot], names: Sequence[str], num_channels
 
 
 def draw_strip(snapshots: Sequence[Snapshot], names: Sequence[str], num_channels: int = 5) -> Figure:
-    """A figure with a column for each snapshot and a row for each site; see :func:`draw_pages`."""
+    """One figure with a column per snapshot and a row per site; see :func:`draw_pages`."""
     views = [_choose_view(snapshots, name, num_channels) for name in names]
     figure = _make_figure(0.7 + len(views) * 0.9 * _WIDTH / len(snapshots))
     axes = figure.subplots(len(views), len(snapshots), squeeze=False, sharex="row", sharey="row")
@@ -95,7 +95,7 @@ def draw_strip(snapshots: Sequence[Snapshot], names: Sequence[str], num_channels
 
 @dataclass
 class _View:
-    """What all pictures of a site have in common."""
+    """The settings shared by all plots of a site."""
 
     name: str
     channels: list[int]
@@ -112,7 +112,7 @@ def _choose_sites(snapshot: Snapshot, number: int) -> list[str]:
 
 def _choose_view(snapshots: Sequence[Snapshot], name: str, num_channels: int) -> _View:
     if name not in snapshots[0].sites:
-        raise ValueError(f"there is no PWLU {name!r}; there are {', '.join(snapshots[0].sites)}")
+        raise ValueError(f"unknown PWLU {name!r}; it must be one of {', '.join(snapshots[0].sites)}")
     history = [snapshot.sites[name] for snapshot in snapshots]
     left, right = history[-1].bounds.split(1, dim=1)
     width = (right - left).clamp(min=1e-4)
@@ -130,7 +130,7 @@ def _choose_view(snapshots: Sequence[Snapshot], name: str, num_channels: int) ->
 
 
 def _phases(snapshots: Sequence[Snapshot], names: Sequence[str]) -> list[str]:
-    """What each picture shows of the two phases: the first one of phase II after phase I is special."""
+    """The phase shown by each plot; the first one of phase II after phase I has a caption of its own."""
     phases = []
     for snapshot in snapshots:
         collecting = {snapshot.sites[name].collecting for name in names}
@@ -165,7 +165,7 @@ def _make_figure(height: float) -> Figure:
 
 def _draw_site(axis: Axes, site: Site, view: _View) -> None:
     y = site(view.x.expand(len(site.bounds), -1))
-    if site.collecting:  # all channels are one function
+    if site.collecting:  # all channels have the same function
         axis.plot(view.x, y[0], color=_DARK, linewidth=1.5)
     else:
         ends = site(site.bounds)
@@ -180,7 +180,7 @@ def _draw_site(axis: Axes, site: Site, view: _View) -> None:
 
 
 def _durations(snapshots: Sequence[Snapshot], names: Sequence[str]) -> list[int]:
-    """Milliseconds of each frame: time to read where something new begins, and at the end."""
+    """The duration of each frame in milliseconds: longer at the start of each phase and at the end."""
     phases = _phases(snapshots, names)
     new = [phase != before for phase, before in zip(phases, ["", *phases])]
     return [*(1500 if is_new else 500 for is_new in new[:-1]), 3000]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from importlib import import_module
 
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
@@ -26,13 +28,39 @@ from pwlu_det.errors import PwluDetError
 
 # For each block type: its converted class, and the convolution before each activation site. Keyed on the
 # exact type, because a subclass may override forward.
-_CONVERSIONS: dict[type, tuple[type, dict[str, str]]] = {
+_BLOCKS: dict[type, tuple[type, dict[str, str]]] = {
     BasicStem: (ActBasicStem, {"act1": "conv1"}),
     BasicBlock: (ActBasicBlock, {"act1": "conv1", "act2": "conv2"}),
     BottleneckBlock: (ActBottleneckBlock, {"act1": "conv1", "act2": "conv2", "act3": "conv3"}),
     DeformBottleneckBlock: (ActDeformBottleneckBlock, {"act1": "conv1", "act2": "conv2", "act3": "conv3"}),
     LastLevelP6P7: (ActLastLevelP6P7, {"act": "p6"}),
 }
+# Modules of detectron2's projects, which need not be installed, and our module with the same table for the
+# blocks that they define.
+_PROJECTS = {
+    "detectron2.projects.deeplab.resnet": "pwlu_det.backbone.deeplab",
+    "tridentnet.trident_backbone": "pwlu_det.backbone.trident",
+}
+
+RES5_IN_HEAD = (
+    "The res5 of a C4 model is in its head: add 'res5' to MODEL.ACTIVATION.HEADS to replace its ReLUs, too"
+)
+
+
+@dataclass
+class Conversion:
+    """New activations for a module, not yet in it."""
+
+    module: nn.Module
+    activations: dict[str, nn.Module]
+    """by attribute of ``module``"""
+    new_class: type
+    """The class of ``module`` that uses them."""
+
+    def apply(self) -> None:
+        for name, activation in self.activations.items():
+            setattr(self.module, name, activation.train(self.module.training))
+        self.module.__class__ = self.new_class
 
 
 def convert_activations(
@@ -67,25 +95,21 @@ def convert_activations(
     chosen = [(stage, block, n <= num_frozen) for n, stage, block in blocks if stage in stages]
     chosen = [(stage, block, frozen) for stage, block, frozen in chosen if convert_frozen or not frozen]
     # All activations are built before the first block is changed: an error leaves the backbone as it was.
-    conversions = [
-        (block, _build_sites(stage, block, build, positions, frozen)) for stage, block, frozen in chosen
-    ]
-    if not any(position in positions for stage, block, _ in chosen for position in _positions_of(block)):
+    conversions = [convert_block(stage, block, build, positions, frozen) for stage, block, frozen in chosen]
+    if not any(position in positions for _, block, _ in chosen for position in _positions_of(block)):
         raise PwluDetError(
             f"no activation is converted: stages {list(stages)} and positions {list(positions)} have no "
             f"site that is not frozen. The backbone has {_describe(blocks)}; its first {num_frozen} stages "
-            "are frozen"
+            "are frozen" + (f". {RES5_IN_HEAD}" if "res5" in stages else "")
         )
-    for block, sites in conversions:
-        for site, activation in sites.items():
-            block.add_module(site, activation)
-        block.__class__ = _CONVERSIONS[type(block)][0]
+    for conversion in conversions:
+        conversion.apply()
     return backbone
 
 
-def stages_of(backbone: nn.Module) -> list[str]:
-    """The names of the stages that a ``ResNet`` or ``FPN`` has."""
-    return list(dict.fromkeys(stage for _, stage, _ in _enumerate_blocks(backbone)))
+def sites_of(backbone: nn.Module) -> dict[str, list[str]]:
+    """The stages that a ``ResNet`` or ``FPN`` has, and the positions in the blocks of each."""
+    return {stage: _positions_of(block) for _, stage, block in _enumerate_blocks(backbone)}
 
 
 def _enumerate_blocks(backbone: nn.Module) -> Iterator[tuple[int, str, nn.Module]]:
@@ -105,9 +129,16 @@ def _enumerate_blocks(backbone: nn.Module) -> Iterator[tuple[int, str, nn.Module
         yield 6, "top", top_block
 
 
+def _find_conversion(block: nn.Module) -> tuple[type | None, dict[str, str]]:
+    """The converted class of a block, and the convolution before each site; (None, {}) if unknown."""
+    project = _PROJECTS.get(type(block).__module__)
+    blocks = import_module(project).BLOCKS if project else _BLOCKS
+    return blocks.get(type(block), (None, {}))
+
+
 def _positions_of(block: nn.Module) -> list[str]:
     """The positions of a block's sites; the only site of P6P7 counts as act1."""
-    return ["act1" if site == "act" else site for site in _CONVERSIONS[type(block)][1]]
+    return ["act1" if site == "act" else site for site in _find_conversion(block)[1]]
 
 
 def _describe(blocks: list[tuple[int, str, nn.Module]]) -> str:
@@ -115,23 +146,29 @@ def _describe(blocks: list[tuple[int, str, nn.Module]]) -> str:
     return ", ".join(f"{stage} ({type(block).__name__})" for stage, block in stages.items())
 
 
-def _build_sites(
-    stage: str, block: nn.Module, build: Callable, positions: Collection[str], frozen: bool
-) -> dict[str, nn.Module]:
-    """The activation modules of one block, by name."""
-    if type(block) not in _CONVERSIONS:
-        known = ", ".join(t.__name__ for t in _CONVERSIONS)
+def convert_block(
+    stage: str, block: nn.Module, build: Callable, positions: Collection[str], frozen: bool = False
+) -> Conversion:
+    """Build the activations of one block.
+
+    Raises:
+        PwluDetError: the block has a type that cannot be converted.
+    """
+    new_class, convolutions = _find_conversion(block)
+    if new_class is None:
+        known = ", ".join(t.__name__ for t in _BLOCKS)
         raise PwluDetError(
             f"cannot convert the activations of {stage}: it has a {type(block).__name__}, and only "
-            f"{known} can be converted. Leave {stage} out of MODEL.ACTIVATION.STAGES to keep its ReLUs."
+            f"{known} and the blocks of DeepLab and TridentNet can be converted. Leave {stage} out of "
+            "MODEL.ACTIVATION.STAGES and HEADS to keep its ReLUs."
         )
-    sites = {}
-    for (site, conv), position in zip(_CONVERSIONS[type(block)][1].items(), _positions_of(block)):
+    activations = {}
+    for (site, conv), position in zip(convolutions.items(), _positions_of(block)):
         activation = build(getattr(block, conv).out_channels) if position in positions else nn.ReLU()
         if isinstance(activation, nn.ReLU):
             activation.inplace = not isinstance(block, LastLevelP6P7)  # P6 is also an output
         if frozen:
             activation.requires_grad_(False)
             FrozenBatchNorm2d.convert_frozen_batchnorm(activation)  # as detectron2 does in frozen blocks
-        sites[site] = activation.train(block.training)
-    return sites
+        activations[site] = activation
+    return Conversion(block, activations, new_class)

@@ -1,4 +1,4 @@
-"""Where the authors of each activation use it in a ResNet-FPN."""
+"""The sites of a detector, and where the authors of each activation use it in a ResNet-FPN."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ STAGES = ("stem", "res2", "res3", "res4", "res5", "top")
 
 POSITIONS = ("act1", "act2", "act3")
 """Positions in a block. A basic block (ResNet-18 and ResNet-34) has no ``act3``."""
+
+HEADS = {
+    "retinanet": "head",
+    "rpn": "proposal_generator.rpn_head",
+    "box_head": "roi_heads.box_head",
+    "mask_head": "roi_heads.mask_head",
+    "keypoint_head": "roi_heads.keypoint_head",
+    "sem_seg_head": "sem_seg_head",
+    "res5": "roi_heads.res5",
+}
+"""The heads, and where they are in a model. ``res5`` is the last stage of a C4 model."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Measure contenders in turn, round by round, so that disturbances of the machine affect all alike."""
+"""Measure contenders in turn, round by round, so that other load on the machine affects all equally."""
 
 from __future__ import annotations
 

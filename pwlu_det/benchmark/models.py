@@ -16,6 +16,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from pwlu_det.benchmark.measure import Clock, Contender
+from pwlu_det.config import architecture
 from pwlu_det.engine.optimizer import build_optimizer
 from pwlu_det.engine.phases import TwoPhaseHook, trainable_sites
 from pwlu_det.preflight import check_config
@@ -103,7 +104,7 @@ def detector(cfg, activation: str, batch: int, height: int, width: int) -> Train
 
 def synthetic_images(cfg, batch: int, height: int, width: int) -> Iterator[dict]:
     """Yield noise images with boxes, classes and masks, in the format of detectron2's data loader."""
-    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+    if architecture(cfg) == "RetinaNet":
         num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
     else:
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES

@@ -28,7 +28,7 @@ def network(name: str, activation: str, batch: int, height: int, width: int, dev
         ValueError: the network or the activation is unknown.
     """
     if name not in NETWORKS:
-        raise ValueError(f"unknown network '{name}'; known are {', '.join(NETWORKS)}")
+        raise ValueError(f"unknown network '{name}'; it must be one of {', '.join(NETWORKS)}")
     torch.manual_seed(0)
     net = NETWORKS[name]()
     if activation != AS_PUBLISHED:

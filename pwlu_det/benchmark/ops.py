@@ -84,7 +84,7 @@ def op_contenders(setting: Setting, names: Sequence[str] = (), baseline: str = B
     table = builders(setting)
     for name in (baseline, *names):
         if name not in table:
-            raise ValueError(f"unknown contender '{name}'; known are {', '.join(table)}")
+            raise ValueError(f"unknown contender '{name}'; it must be one of {', '.join(table)}")
     x = torch.randn(setting.shape, device=setting.device).to(setting.dtype)
     if setting.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -104,7 +104,7 @@ def _inference(module: nn.Module, x: Tensor) -> Run:
     def run(clock: Clock):
         module.eval()
         with torch.no_grad(), _autocast(x):
-            module(x)  # so that each contender finds the caches as it left them itself
+            module(x)  # so that the caches are in the state in which this contender leaves them
             begin = clock.start()
             module(x)
             return {"forward": (begin, clock.mark())}
@@ -164,7 +164,7 @@ class _PlainFReLU(FReLU):
 
 
 class _Fallback(torch.autograd.Function):
-    """PWLU as it runs without kernels."""
+    """PWLU without its kernels."""
 
     @staticmethod
     def forward(ctx, x, *parameters):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pwlu_det.data.mask_check import count_polygons, find_mask_fault, is_numbers
+from pwlu_det.data.mask_check import count_polygons, find_mask_fault, is_numbers, mask_area
 from pwlu_det.errors import DatasetError
 
 _MAX_ID = 2**53  # COCO's evaluation keeps ids in float64
@@ -31,6 +31,8 @@ class Use:
     """True: training, False: evaluation"""
     mask_format: str = ""
     """``INPUT.MASK_FORMAT``, "polygon" or "bitmask", or "" if masks are not used"""
+    num_keypoints: int = 0
+    """number of keypoints per object, or 0 if keypoints are not used"""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Summary:
     """for the log: the number of images and annotations, and what is left out"""
 
 
-def check_coco(file: str, image_root: str, use: Use) -> Summary:
-    """Check an object detection file in COCO format, and that its images exist.
+def check_coco(file: str, image_root: str | None, use: Use) -> Summary:
+    """Check an object detection file in COCO format, and that its images exist if ``image_root`` is given.
 
     Raises:
         DatasetError: the file cannot be used; the message names the wrong entry and what is allowed.
@@ -67,7 +69,7 @@ class _Fault(Exception):
     """The message says what is wrong and what is allowed."""
 
 
-def _check_content(content: Any, image_root: str, use: Use, unique: bool) -> Summary:
+def _check_content(content: Any, image_root: str | None, use: Use, unique: bool) -> Summary:
     if not isinstance(content, dict):
         raise _Fault(
             f"its content is {_short(content)}; it must be an object with images, annotations and categories"
@@ -81,14 +83,15 @@ def _check_content(content: Any, image_root: str, use: Use, unique: bool) -> Sum
         annotations = _entries(content, "annotations")
         # COCO's own minival subsets contain duplicate annotations.
         left_out = _check_annotations(annotations, images, categories, use, unique)
-    _check_image_files(image_root, [image["file_name"] for image in images.values()])
+    if image_root is not None:
+        _check_image_files(image_root, [image["file_name"] for image in images.values()])
     note = ", ".join(f"{number} {what}" for what, number in left_out.items())
     notes = [f"left out: {note}"] if note else []
     if any(annotation["id"] == 0 for annotation in annotations):
         notes.append("an annotation has the id 0, which makes COCO's evaluation wrong")
-    oversized = sum(map(_area_exceeds_box, annotations))
-    if oversized:
-        notes.append(f"{oversized} areas are larger than their boxes, which makes AP by size wrong")
+    wrong = 0 if use.training else sum(map(_has_wrong_area, annotations))
+    if wrong:
+        notes.append(f"{wrong} areas do not match their masks or boxes, which makes AP by size wrong")
     return Summary(
         classes=[categories[i]["name"] for i in sorted(categories)],
         num_instances=len(annotations) - sum(left_out[what] for what in (_STRAY, _CROWD, _NO_POLYGON)),
@@ -174,15 +177,27 @@ def _check_annotations(
     return left_out
 
 
-def _area_exceeds_box(annotation: dict) -> bool:
-    area, (_, _, width, height) = annotation.get("area"), annotation["bbox"]
-    return is_numbers([area]) and area > 1.1 * (width + 1) * (height + 1)
+def _has_wrong_area(annotation: dict) -> bool:
+    """Whether COCO's evaluation would count an object as small, medium or large by a wrong area."""
+    area, (_, _, width, height) = annotation["area"], annotation["bbox"]
+    if annotation.get("segmentation"):
+        least = most = mask_area(annotation["segmentation"])
+    else:  # objects rarely fill less than a tenth of their box
+        least, most = 0.1 * width * height, (width + 1) * (height + 1)
+    return not 0.9 * least <= area <= 1.1 * most and _size(area) != _size(most)
+
+
+def _size(area: float) -> int:
+    """0: small, 1: medium, 2: large, by COCO's definition."""
+    return (area > 32**2) + (area > 96**2)
 
 
 def _find_annotation_fault(annotation: dict, images: dict, categories: dict, use: Use) -> str:
     image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-    if not _is_id(image_id) and not isinstance(image_id, str):
-        return f"image_id is {_short(image_id)}; it must be an integer or a string"
+    kind = type(next(iter(images)))
+    if type(image_id) is not kind:
+        allowed = "a string" if kind is str else "an integer"
+        return f"image_id is {_short(image_id)}; it must be {allowed}, like the ids of the images"
     if not _is_id(category_id) or category_id not in categories:
         return f"category_id is {_short(category_id)}; it must be the id of one of the categories"
     box = annotation.get("bbox")
@@ -199,9 +214,30 @@ def _find_annotation_fault(annotation: dict, images: dict, categories: dict, use
     keypoints = annotation.get("keypoints")
     if keypoints and (not is_numbers(keypoints) or len(keypoints) % 3):
         return f"keypoints is {_short(keypoints)}; it must be a list of x, y and visibility for each keypoint"
+    if use.num_keypoints:
+        fault = _find_keypoint_fault(annotation, use)
+        if fault:
+            return fault
     if image_id not in images:
         return ""
     return _find_segmentation_fault(annotation.get("segmentation"), bool(crowd), images[image_id], use)
+
+
+def _find_keypoint_fault(annotation: dict, use: Use) -> str:
+    keypoints = annotation.get("keypoints")
+    if (keypoints or not use.training) and len(keypoints or ()) != 3 * use.num_keypoints:
+        return (
+            f"keypoints is {_short(keypoints)}; it must have x, y and visibility for each of the "
+            f"{use.num_keypoints} keypoints of MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
+        )
+    if use.training:
+        return ""
+    # COCO's evaluation ignores objects whose num_keypoints is 0, and fails if the key is missing.
+    visible = sum(v > 0 for v in keypoints[2::3])
+    if annotation.get("num_keypoints") != visible:
+        shown = _short(annotation.get("num_keypoints"))
+        return f"num_keypoints is {shown}; it must be {visible}, the number of keypoints with visibility > 0"
+    return ""
 
 
 def _find_segmentation_fault(segmentation: Any, crowd: bool, image: dict, use: Use) -> str:

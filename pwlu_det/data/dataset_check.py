@@ -7,11 +7,13 @@ import os
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from pwlu_det.checkpoint.array_pickle import load_arrays
+from pwlu_det.config import architecture
 from pwlu_det.data.coco_check import Summary, Use, check_coco
-from pwlu_det.data.evaluators import evaluator_type
+from pwlu_det.data.evaluators import check_readable, evaluator_type
 from pwlu_det.errors import ConfigError, DatasetError
 
-_CLASS_COUNTS = {"RetinaNet": "RETINANET", "GeneralizedRCNN": "ROI_HEADS"}
+_CLASS_COUNTS = {"RetinaNet": "RETINANET", "GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS"}
+_COCO_KEYPOINTS = 17
 
 
 def check_datasets(cfg, training: bool) -> list[str]:
@@ -31,11 +33,21 @@ def check_datasets(cfg, training: bool) -> list[str]:
             metadata = _find(f"DATASETS.{key}", name)
             if key == "TEST":
                 evaluator_type(name)
-            if metadata.get("evaluator_type") == "coco":
-                use = Use(key == "TRAIN", cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "")
-                summary = summaries[name] = check_coco(metadata.json_file, metadata.image_root, use)
+            else:
+                check_readable(name)
+            _check_stuff_classes(cfg, metadata, key == "TRAIN")
+            if _has_coco_file(metadata, key == "TRAIN"):
+                use = Use(
+                    training=key == "TRAIN",
+                    mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "",
+                    num_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0,
+                )
+                summary = check_coco(metadata.json_file, metadata.get("image_root"), use)
+                summaries[name] = summary
                 _check_classes(cfg, metadata, summary.classes, use.training)
                 notes.append(f"{name}: {summary.note}")
+        if cfg.MODEL.KEYPOINT_ON and key == "TEST" and cfg.DATASETS.TEST:
+            _check_sigmas(cfg)
         if key == "TRAIN" and len(summaries) == len(cfg.DATASETS.TRAIN):
             _check_together(cfg, summaries)
         if cfg.MODEL.LOAD_PROPOSALS:
@@ -45,7 +57,8 @@ def check_datasets(cfg, training: bool) -> list[str]:
 
 def _find(key: str, name: str) -> Metadata:
     if name not in DatasetCatalog.list():
-        raise ConfigError(f"{key}: unknown dataset '{name}'; known are {', '.join(DatasetCatalog.list())}")
+        known = ", ".join(DatasetCatalog.list())
+        raise ConfigError(f"{key}: unknown dataset '{name}'; it must be one of {known}")
     metadata = MetadataCatalog.get(name)
     try:
         annotations = metadata.get("json_file")
@@ -59,6 +72,16 @@ def _find(key: str, name: str) -> Metadata:
     return metadata
 
 
+def _has_coco_file(metadata: Metadata, training: bool) -> bool:
+    """Whether detectron2 reads the instances of a dataset from a COCO file, ``json_file``."""
+    kind, keys = metadata.get("evaluator_type"), metadata.as_dict()
+    return (
+        kind == "coco"
+        or (kind == "coco_panoptic_seg" and "sem_seg_root" in keys)
+        or (kind is None and not training and "json_file" in keys)  # evaluated with COCOEvaluator
+    )
+
+
 def _check_classes(cfg, metadata: Metadata, classes: list[str], training: bool) -> None:
     known = metadata.get("thing_classes", classes)
     if list(known) != classes:
@@ -66,13 +89,31 @@ def _check_classes(cfg, metadata: Metadata, classes: list[str], training: bool) 
             f"{metadata.json_file}: its categories do not match those of dataset '{metadata.name}': it has "
             f"{len(classes)}, and {len(known)} are registered; names and order must be the same"
         )
-    part = _CLASS_COUNTS.get(cfg.MODEL.META_ARCHITECTURE)
-    if part is None:
-        return
+    part = _CLASS_COUNTS.get(architecture(cfg))
+    if part is not None:
+        _check_number_of_classes(cfg, part, metadata.name, len(classes), training)
+
+
+def _check_stuff_classes(cfg, metadata: Metadata, training: bool) -> None:
+    if architecture(cfg) in ("SemanticSegmentor", "PanopticFPN") and metadata.get("stuff_classes"):
+        number = len(metadata.stuff_classes)
+        _check_number_of_classes(cfg, "SEM_SEG_HEAD", metadata.name, number, training)
+
+
+def _check_number_of_classes(cfg, part: str, dataset: str, there: int, training: bool) -> None:
     number = cfg.MODEL[part].NUM_CLASSES
-    if number < len(classes) if training else number > len(classes):
-        allowed = f"at {'least' if training else 'most'} {len(classes)}, the classes of '{metadata.name}'"
+    if number < there if training else number > there:
+        allowed = f"at {'least' if training else 'most'} {there}, the classes of '{dataset}'"
         raise ConfigError(f"MODEL.{part}.NUM_CLASSES is {number}; it must be {allowed}")
+
+
+def _check_sigmas(cfg) -> None:
+    number, there = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, len(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    if number != (there or _COCO_KEYPOINTS):
+        raise ConfigError(
+            f"TEST.KEYPOINT_OKS_SIGMAS has {there} values; it must have one for each of the {number} "
+            f"keypoints of MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, or none for COCO's {_COCO_KEYPOINTS}"
+        )
 
 
 def _check_together(cfg, summaries: dict[str, Summary]) -> None:

@@ -45,6 +45,19 @@ def find_mask_fault(segmentation: Any, height: int, width: int) -> str:
     return ""
 
 
+def mask_area(segmentation: list | dict) -> float:
+    """The area of a valid mask in pixels; that of polygons which overlap is counted more than once."""
+    if isinstance(segmentation, list):
+        return sum(map(_polygon_area, segmentation))
+    counts = segmentation["counts"]
+    return sum((_decode(counts) if isinstance(counts, str) else counts)[1::2])
+
+
+def _polygon_area(polygon: list[float]) -> float:
+    x, y = np.reshape(polygon[: len(polygon) // 2 * 2], (-1, 2)).T
+    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
+
+
 def _decode(text: str) -> list[int] | None:
     """Decode the run lengths of a compressed mask; None if they are invalid.
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from pwlu_det.activations import ACTIVATIONS
 from pwlu_det.activations.registry import get_activation
+from pwlu_det.backbone.heads import find_head
 from pwlu_det.errors import ConfigError
 
 
@@ -41,18 +42,32 @@ def build_optimizer(cfg, model: nn.Module) -> Optimizer:
 
 
 def check_has_sites(cfg, model: nn.Module) -> None:
-    """Check that a model has the activation of ``MODEL.ACTIVATION.NAME``.
+    """Check that a model has the activation of ``MODEL.ACTIVATION``, also in each of its ``HEADS``.
 
     Raises:
-        ConfigError: it has none, because the builder of its backbone ignores ``MODEL.ACTIVATION``.
+        ConfigError: it does not, because its builder ignores ``MODEL.ACTIVATION``.
     """
     name = cfg.MODEL.ACTIVATION.NAME
-    if name != "relu" and not any(isinstance(m, get_activation(name)) for m in model.modules()):
+    if name == "relu":
+        return
+    if not _has(model, name):
         raise ConfigError(
             f"MODEL.ACTIVATION.NAME is {name!r}, but the model has no such activation: MODEL.BACKBONE.NAME "
             f"{cfg.MODEL.BACKBONE.NAME!r} must be one of the build_act_* backbones, or call "
             "convert_activations"
         )
+    lacking = [head for head in cfg.MODEL.ACTIVATION.HEADS if not _has(find_head(model, head), name)]
+    if lacking:
+        raise ConfigError(
+            f"MODEL.ACTIVATION.HEADS is {cfg.MODEL.ACTIVATION.HEADS}, but {', '.join(lacking)} of the model "
+            f"has no {name!r}: MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} must be one of the "
+            "architectures whose name starts with Act, or call convert_heads"
+        )
+
+
+def _has(module: nn.Module | None, activation: str) -> bool:
+    modules = () if module is None else module.modules()
+    return any(isinstance(m, get_activation(activation)) for m in modules)
 
 
 def activation_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from pwlu_det.checkpoint.checkpointer import Checkpointer, Resumable
 from pwlu_det.collect_env import collect_env
-from pwlu_det.config import on_cpu
+from pwlu_det.config import architecture, on_cpu
 from pwlu_det.data.evaluators import build_evaluator
 from pwlu_det.data.mapper import Mapper
 from pwlu_det.engine.amp import build_step_trainer
@@ -153,8 +153,6 @@ def _distribute(model: nn.Module, cfg) -> nn.Module:
     """Wrap the model in DDP if there are several processes."""
     devices = {"device_ids": None} if on_cpu(cfg) else {}
     # FPN levels that no head uses, as in the quickstart, leave parameters without a gradient.
-    used = {
-        level for part in _HEADS.get(cfg.MODEL.META_ARCHITECTURE, ()) for level in cfg.MODEL[part].IN_FEATURES
-    }
+    used = {level for part in _HEADS.get(architecture(cfg), ()) for level in cfg.MODEL[part].IN_FEATURES}
     unused = set(model.backbone.output_shape()) - used
     return create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=bool(unused), **devices)

@@ -163,8 +163,8 @@ def _convolve_backward_in_training(
     normal, to_norm = _norm_gradient(grad, x, conv, mean, var, norm_weight, norm_bias, eps)
     _, g, var, gamma, norm_means = _widen(x, grad, var, norm_weight, norm_means)
     # The backward of the batch norm: the mean and the variance depend on every element, too.
-    centred = to_norm - _channel(norm_means[1]) - normal * _channel(norm_means[0])
-    to_conv = centred * _channel(gamma * (var + eps).rsqrt())
+    centered = to_norm - _channel(norm_means[1]) - normal * _channel(norm_means[0])
+    to_conv = centered * _channel(gamma * (var + eps).rsqrt())
     return _convolve_backward(x, weight, bias, g - to_norm, to_conv, output_mask)
 
 

@@ -28,10 +28,10 @@ def load() -> str:
         raise ValueError(f"PWLU_DET_CPU_KERNELS is {chosen!r}; it must be one of {', '.join(CHOICES)}")
     if chosen == "none":
         return "PWLU_DET_CPU_KERNELS is none"
-    reason = _load_library("_C", "pip install --no-build-isolation, with a C++ compiler")
+    reason = _load_library("_C", "a C++ compiler")
     if reason:
         warnings.warn(
-            f"pwlu_det: activations run on plain torch, several times slower than their kernels: {reason}",
+            f"pwlu_det: activations run in plain torch, several times slower than the kernels: {reason}",
             stacklevel=2,
         )
     return reason
@@ -42,16 +42,16 @@ def load_cuda() -> str:
 
     It warns only if a GPU is available.
     """
-    reason = _load_library("_C_cuda", "pip install --no-build-isolation, with nvcc and a GPU or FORCE_CUDA=1")
+    reason = _load_library("_C_cuda", "nvcc, and a GPU or FORCE_CUDA=1")
     if reason and torch.cuda.is_available():
         warnings.warn(
-            f"pwlu_det: activations on the GPU run on plain torch, many times slower than kernels: {reason}",
+            f"pwlu_det: activations on the GPU run in plain torch, much slower than the kernels: {reason}",
             stacklevel=2,
         )
     return reason
 
 
-def _load_library(name: str, how_built: str) -> str:
+def _load_library(name: str, requirements: str) -> str:
     failure = PACKAGE / f"{name}_failure.txt"
     if failure.exists():
         return failure.read_text().strip()
@@ -59,14 +59,14 @@ def _load_library(name: str, how_built: str) -> str:
     library = next((path for path in libraries if path.exists()), None)
     if library is None:
         others = ", ".join(sorted(path.name for path in PACKAGE.glob(f"{name}.*")))
-        found = f"; {others} is not for this Python" if others else ""
-        return f"the kernels are not built (they are by {how_built}){found}"
+        found = f"; {others} is for another Python" if others else ""
+        return f"the kernels are not built; installing pwlu_det builds them with {requirements}{found}"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
         built_for, running = _torch_of(library), torch.__version__.split("+")[0]
         if built_for not in ("", running):
-            return f"{library.name} is built for torch {built_for}, this is torch {running}; build it again"
+            return f"{library.name} is built for torch {built_for}, but this is torch {running}; rebuild it"
         return f"{library.name} cannot be loaded: {error}"
     return ""
 

@@ -109,7 +109,7 @@ def check_arguments(op: str, shapes: Mapping[str, str], values: Sequence) -> dic
     _check_kind(op, "x", x)
     dims = shapes["x"].split()
     if x.dim() < 2 if "*" in dims else x.dim() != 4:
-        raise ValueError(f"{op}: x has shape {list(x.shape)}; [{', '.join(dims)}] is needed")
+        raise ValueError(f"{op}: x has shape {list(x.shape)}; it must be [{', '.join(dims)}]")
     sizes = {"C": x.shape[1]}
     for name, value in named.items():
         _check_beside_x(op, x, name, value, shapes[name], sizes)
@@ -121,7 +121,7 @@ def _check_kind(op: str, name: str, tensor: Tensor) -> None:
         allowed = "float32, float64, float16 and bfloat16 are allowed"
         raise ValueError(f"{op}: {name} has dtype {_name_of(tensor.dtype)}; {allowed}")
     if tensor.layout != torch.strided:
-        raise ValueError(f"{op}: {name} has layout {_name_of(tensor.layout)}; strided is allowed")
+        raise ValueError(f"{op}: {name} has layout {_name_of(tensor.layout)}; it must be strided")
 
 
 def _check_beside_x(op, x: Tensor, name: str, value, shape: str, sizes: dict[str, int]) -> None:
@@ -131,7 +131,7 @@ def _check_beside_x(op, x: Tensor, name: str, value, shape: str, sizes: dict[str
         return
     if shape == "int64":
         if value.dtype != torch.int64 or value.dim() != 0 or value.device.type != "cpu":
-            raise ValueError(f"{op}: {name} must be a scalar in int64 on the CPU")
+            raise ValueError(f"{op}: {name} must be an int64 scalar on the CPU")
         return
     _check_kind(op, name, value)
     if value.device != x.device:

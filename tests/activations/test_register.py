@@ -6,7 +6,7 @@ from detectors import build, set_detector
 from torch import nn
 
 import pwlu_det
-from pwlu_det.activations.registry import ACTIVATIONS, check_option
+from pwlu_det.activations.registry import ACTIVATIONS, check_option, default_options
 from pwlu_det.config import load_config
 
 
@@ -111,3 +111,32 @@ def test_option_node_that_would_hide_a_config_key_is_rejected(cfg):
             pwlu_det.add_pwlu_config(cfg)
     finally:
         del ACTIVATIONS["stages"]
+
+
+def create_act_layer(act_layer, inplace=None):
+    """How most of timm's models call their ``act_layer``; its ResNet calls ``act_layer(inplace=True)``."""
+    if inplace is None:
+        return act_layer()
+    try:
+        return act_layer(inplace=inplace)
+    except TypeError:
+        return act_layer()
+
+
+SIMPLE = ("relu", "relu6", "leaky_relu", "rrelu", "elu", "celu", "mish", "softplus")
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_as_the_act_layer_of_timm(name):
+    cls, x = ACTIVATIONS[name], torch.randn(2, 3, 4, 4)
+    calls = [lambda: create_act_layer(cls), lambda: create_act_layer(cls, True), lambda: cls(inplace=True)]
+    for call in calls:
+        if name in SIMPLE:
+            before = x.clone()
+            assert torch.equal(call().eval()(x), cls(3).eval()(x)) and torch.equal(x, before)
+        else:
+            with pytest.raises(
+                TypeError, match=f"{cls.__name__} needs num_channels.*timm.*convert_activations"
+            ):
+                call()
+    assert "inplace" not in default_options(name)

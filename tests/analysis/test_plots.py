@@ -192,11 +192,11 @@ def test_several_files_must_come_from_one_run(files, tmp_path):
         ),
         "other N": (
             save(tmp_path / "n.pth", Run(num_intervals=4).state_dict(), iteration=1),
-            rf"n.pth: its PWLUs are not those of {files[0]}: 2 are .*, the first is stem.act1",
+            rf"n.pth: its PWLUs differ from those of {files[0]}: 2 are .*; the first is stem.act1",
         ),
         "no PWLU": (
             save(tmp_path / "relu.pth", {"conv.weight": torch.zeros(1)}, iteration=3),
-            "relu.pth: the file holds no PWLU",
+            "relu.pth: the file contains no PWLU",
         ),
     }
     state = Run().state_dict()
@@ -204,7 +204,7 @@ def test_several_files_must_come_from_one_run(files, tmp_path):
     more = {**state, **{key.replace("stem", "res3.0"): value for key, value in state.items()}}
     for name, model, unfit in (("fewer", fewer, NAMES[1]), ("more", more, "res3.0.act1")):
         file = save(tmp_path / f"{name}.pth", model, iteration=3)
-        expected[name] = (file, rf"{name}.pth: its PWLUs .*: 1 are .*, the first is {unfit}")
+        expected[name] = (file, rf"{name}.pth: its PWLUs .*: 1 are .*; the first is {unfit}")
     for file, message in expected.values():
         with pytest.raises(CheckpointError, match=message):
             read_snapshots([files[0], file])
@@ -218,9 +218,9 @@ def test_several_files_must_come_from_one_run(files, tmp_path):
     [
         (lambda state, key: state.pop(key + "left_bound"), "is incomplete"),
         (lambda state, key: state[key + "points"].fill_(float("nan")), "not finite"),
-        (lambda state, key: state.update({key + "points": torch.zeros(6)}), "do not fit together"),
-        (lambda state, key: state.update({key + "points": torch.zeros(6, 1)}), "do not fit together"),
-        (lambda state, key: state.update({key + "right_slope": torch.zeros(5)}), "do not fit together"),
+        (lambda state, key: state.update({key + "points": torch.zeros(6)}), "do not match"),
+        (lambda state, key: state.update({key + "points": torch.zeros(6, 1)}), "do not match"),
+        (lambda state, key: state.update({key + "right_slope": torch.zeros(5)}), "do not match"),
     ],
 )
 def test_error_names_a_damaged_pwlu(tmp_path, change, message):
@@ -232,8 +232,8 @@ def test_error_names_a_damaged_pwlu(tmp_path, change, message):
 
 def test_unknown_sites_and_formats_write_nothing(files, tmp_path):
     snapshots = read_snapshots(files)
-    with pytest.raises(ValueError, match=r"no PWLU 'res9'; there are stem.act1, res2.0.act1"):
+    with pytest.raises(ValueError, match=r"unknown PWLU 'res9'; it must be one of stem.act1, res2.0.act1"):
         plot_pwlus(snapshots, str(tmp_path / "p.png"), ["res9"])
-    with pytest.raises(ValueError, match=r"must end in one of .*gif.*png.*, and '.*p.xyz' does not"):
+    with pytest.raises(ValueError, match=r"file name is '.*p.xyz'; it must end in one of .*gif.*png"):
         plot_pwlus(snapshots, str(tmp_path / "p.xyz"))
     assert not list(tmp_path.iterdir())

@@ -210,6 +210,24 @@ def test_missing_stages_are_a_warning_if_others_exist(cfg, caplog):
     assert "STAGES: the backbone has no top; it has stem, res2, res3, res4, res5" in caplog.text
 
 
+@pytest.mark.parametrize("depth", [18, 50])
+def test_missing_positions_are_a_warning_if_others_exist(cfg, caplog, depth):
+    model = resnet_of(cfg, depth=depth, NAME="pwlu", STAGES=["stem", "res3"], POSITIONS=["act1", "act3"])
+    assert "res3.0.act1" in pwlu_sites(model)
+    expected = "POSITIONS: the blocks of stem, res3 have no act3; they have act1, act2"
+    assert (expected in caplog.text) == (depth == 18)
+
+
+def test_frozen_stages_that_were_asked_for_are_a_warning(cfg, caplog):
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    resnet_of(cfg, depth=18, NAME="pwlu")
+    assert not caplog.records
+    resnet_of(cfg, depth=18, NAME="pwlu", STAGES=["res2", "res3"], CONVERT_FROZEN=True)
+    assert not caplog.records
+    resnet_of(cfg, depth=18, NAME="pwlu", STAGES=["res2", "res3"], CONVERT_FROZEN=False)
+    assert "STAGES: ReLU is kept in res2, frozen by MODEL.BACKBONE.FREEZE_AT" in caplog.text
+
+
 def test_failed_conversion_changes_nothing(cfg):
     set_detector(cfg, "retinanet", 50)
     cfg.MODEL.BACKBONE.NAME = STOCK["resnet"]

@@ -1,5 +1,5 @@
-// What the emulations of all kernels share: a program that runs the cases of a file. A family of kernels includes this
-// and defines run_case; it is then also called by itself, as a C function.
+// Shared by the emulations of all kernels: a program that runs the cases in a file. Each family of kernels includes
+// this file and defines run_case, which can also be called directly from a shared library.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,12 @@
 #include <cstdlib>
 #include <vector>
 
-// The numbers that say what the case is, and its buffers; gives what the launcher returned.
+// Runs the case described by `numbers` on its buffers, and returns the status of the launcher.
 extern "C" int run_case(const int64_t* numbers, void** buffers);
 
-// A file of cases. Each is a count of numbers and these, then a count of buffers and for each of them its size in
-// bytes, its distance from a multiple of 16, and its content. All buffers are written back in the same order, after
-// what they are to be.
+// Runs the cases of the first file and writes their buffers to the second one. A case consists of a count of numbers,
+// the numbers, a count of buffers, and for each buffer its size in bytes, the offset of its address from a multiple
+// of 16, and its content.
 int main(int, char** paths) {
   std::FILE *in = std::fopen(paths[1], "rb"), *out = std::fopen(paths[2], "wb");
   if (!in || !out) return 2;
@@ -25,7 +25,7 @@ int main(int, char** paths) {
     for (int64_t i = 0; i < count; ++i) {
       int64_t header[2];
       if (std::fread(header, sizeof header, 1, in) != 1) return 3;
-      // Of just the size, so that the address sanitizer sees an access past the end.
+      // Exactly this size, so that AddressSanitizer detects accesses beyond the end.
       allocations.push_back(std::malloc(header[0] + header[1]));
       buffers.push_back(static_cast<char*>(allocations.back()) + header[1]);
       sizes.push_back(header[0]);

@@ -1,4 +1,4 @@
-// The pointwise activations' launchers for the tests.
+// Calls the pointwise activations' launchers for the tests.
 #include "emulation.h"
 
 #include "pointwise_backward.cu"
@@ -6,9 +6,9 @@
 
 enum { kForward, kBackward, kBackwardX, kBackwardParameters };
 
-// As in cuda_pointwise.py. numbers: batch, channels, inner, channels last, element, activation, coefficients of a
-// channel, from one of them to the next and from channel to channel, op. buffers: parameters, x, grad, and then the
-// outputs of the op.
+// See cuda_pointwise.py. numbers: batch, channels, inner, channels last, element, activation, number of coefficients
+// per channel, stride of a coefficient, stride of a channel, op. buffers: parameters, x, grad, and then the outputs
+// of the op.
 extern "C" int run_case(const int64_t* numbers, void** buffers) {
   using namespace pwlu;
   const Layout layout{numbers[0], numbers[1], numbers[2], numbers[3] != 0};

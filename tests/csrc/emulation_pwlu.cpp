@@ -1,4 +1,4 @@
-// PWLU's launchers for the tests.
+// Calls PWLU's launchers for the tests.
 #include "emulation.h"
 
 #include "pwlu_backward.cu"
@@ -7,7 +7,7 @@
 
 enum { kForward, kBackward, kBackwardX, kBackwardParameters, kPhase1 };
 
-// As in cuda_pwlu.py. numbers: batch, channels, inner, channels last, element, N, op. buffers: points, left_bound,
+// See cuda_pwlu.py. numbers: batch, channels, inner, channels last, element, N, op. buffers: points, left_bound,
 // right_bound, left_slope, right_slope, x, grad, and then the outputs of the op.
 extern "C" int run_case(const int64_t* numbers, void** buffers) {
   using namespace pwlu;

@@ -1,11 +1,12 @@
-// Some of the pointwise activations' kernels, for a look at the machine code: all of them compile for too long.
+// Some kernels of the pointwise activations, for tests of the machine code: compiling all of them would take too
+// long.
 #include "pointwise.cuh"
 
-#define ALL(F, T, ITEMS)                                                                                      \
-  template __global__ void pointwise_kernel<F, T, ITEMS>(ITEMS, const T*, T*, Site<F, Real<T>>);              \
-  template __global__ void pointwise_backward_kernel<false, F, T, ITEMS>(ITEMS, const T*, const T*, T*,       \
-                                                                         Site<F, Real<T>>, double*);          \
-  template __global__ void pointwise_backward_kernel<true, F, T, ITEMS>(ITEMS, const T*, const T*, T*,        \
+#define ALL(F, T, ITEMS)                                                                                \
+  template __global__ void pointwise_kernel<F, T, ITEMS>(ITEMS, const T*, T*, Site<F, Real<T>>);        \
+  template __global__ void pointwise_backward_kernel<false, F, T, ITEMS>(ITEMS, const T*, const T*, T*, \
+                                                                         Site<F, Real<T>>, double*);    \
+  template __global__ void pointwise_backward_kernel<true, F, T, ITEMS>(ITEMS, const T*, const T*, T*,  \
                                                                         Site<F, Real<T>>, double*);
 #define CONTIGUOUS(F)   \
   ALL(F, float, Planes) \

@@ -1,8 +1,9 @@
-// CUDA's language for g++: included before the kernels' source, it lets them run on the host as they are.
+// CUDA's language extensions for g++: included before the source of the kernels, it allows them to run on the host
+// unchanged.
 //
-// Blocks run in turn. Under ThreadSanitizer a block's threads are threads, and it sees what barriers are missing;
-// else they are fibers, each of which runs until it waits for the others. Shared memory is filled with NaN before
-// each block, and what a launch did not ask for is poisoned.
+// Blocks run one after another. Under ThreadSanitizer, the threads of a block are real threads, so that it detects
+// missing barriers. Otherwise, they are fibers, each of which runs until it waits for the others. Shared memory is
+// filled with NaN before each block, and the part that the launch did not request is poisoned.
 #pragma once
 
 #include <ucontext.h>
@@ -43,7 +44,7 @@ struct Index {
 #ifdef __SANITIZE_THREAD__
 inline thread_local Index threadIdx;
 #else
-inline Index threadIdx;  // as fibers change, so does it
+inline Index threadIdx;  // set when switching between fibers
 #endif
 inline Index blockIdx, blockDim;
 
@@ -51,7 +52,7 @@ struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 
-// --- what the threads of a block share -----------------------------------------------------------
+// --- threads and barriers ------------------------------------------------------------------------
 
 namespace emulated {
 
@@ -80,7 +81,7 @@ inline char* const stacks = new char[kMaxThreads * kStack];
 inline ucontext_t scheduler, fibers[kMaxThreads];
 inline struct {
   bool ended;
-  const int* turn;  // of the barrier that it waits at, until this is no longer
+  const int* turn;  // the turn of the barrier at which the fiber waits, until it differs from `at`
   int at;
 } states[kMaxThreads];
 
@@ -130,7 +131,7 @@ void run_threads(int count, const Run& run) {
       all_ended &= state.ended;
     }
   }
-  if (!all_ended) std::fprintf(stderr, "threads wait for ever at a barrier\n"), std::abort();
+  if (!all_ended) std::fprintf(stderr, "threads wait forever at a barrier\n"), std::abort();
 }
 
 #endif
@@ -204,7 +205,8 @@ inline float __uint_as_float(unsigned bits) {
 }
 inline int __double2int_rd(double x) { return int(std::floor(x)); }
 
-// Rounds down: where the nearest is above the exact sum (Knuth's two-sum tells), the next below.
+// Rounds down: if the sum, rounded to nearest, is above the exact one (by Knuth's two-sum), takes the next lower
+// float.
 inline float __fadd_rd(float a, float b) {
   const volatile float sum = a + b, part = sum - a;
   const volatile float error_a = a - (sum - part), error_b = b - part;

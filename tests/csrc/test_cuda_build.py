@@ -1,4 +1,4 @@
-"""FORCE_CUDA=1 builds the library without a GPU, and without one it loads."""
+"""FORCE_CUDA=1 builds the CUDA library on a machine without a GPU, where it can also be loaded."""
 
 import os
 import re
@@ -33,7 +33,7 @@ CPU_SOURCES = re.compile(r'    sources = \["pwlu_cpu\.cpp".*\n    sources \+= .*
 
 
 def build(folder, **environment):
-    """Build the CUDA library after one source of the CPU library, which an installation builds anyway."""
+    """Build the CUDA library, and a CPU library of a single source, since both are always built."""
     source = folder / "source"
     shutil.copytree(
         ROOT / "pwlu_det", source / "pwlu_det", ignore=shutil.ignore_patterns("_C*", "__pycache__")
@@ -50,14 +50,14 @@ def build(folder, **environment):
     return folder / "lib" / "pwlu_det", done.stdout
 
 
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="there is no nvcc")
-@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is without CUDA")
-def test_the_library_is_built_and_loads_without_a_gpu(tmp_path):
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
+def test_library_can_be_built_and_loaded_without_a_gpu(tmp_path):
     version = re.search(
         r"release (\d+)", subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
     )
     if version[1] != torch.version.cuda.split(".")[0]:
-        pytest.skip(f"nvcc is of CUDA {version[1]} and torch of {torch.version.cuda}")
+        pytest.skip(f"nvcc is from CUDA {version[1]}, and torch is built for CUDA {torch.version.cuda}")
     lib, _ = build(tmp_path, TORCH_CUDA_ARCH_LIST="8.0")
     assert len(list(lib.glob("_C.*"))) == 1
     (library,) = lib.glob("_C_cuda*.so")
@@ -67,11 +67,11 @@ def test_the_library_is_built_and_loads_without_a_gpu(tmp_path):
     assert done.stdout == "passed\n", done.stderr[-3000:]
 
 
-@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is without CUDA")
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
 @pytest.mark.parametrize(
-    "nvcc, reason", [(None, "there is no nvcc that runs"), ("9.1", "nvcc is of CUDA 9.1")]
+    "nvcc, reason", [(None, "nvcc cannot be run"), ("9.1", "nvcc is from CUDA 9.1, but torch is built for")]
 )
-def test_what_cannot_be_built_says_why(tmp_path, nvcc, reason):
+def test_reason_of_a_failed_build_is_recorded(tmp_path, nvcc, reason):
     toolkit = tmp_path / "toolkit"
     if nvcc:
         (toolkit / "bin").mkdir(parents=True)

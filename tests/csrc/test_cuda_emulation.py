@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host: against the paper's equations, and under sanitizers."""
+"""PWLU's CUDA kernels, compiled for the host: the paper's equations, and sanitizers."""
 
 import numpy as np
 import oracle
@@ -29,51 +29,51 @@ def plain(tmp_path_factory):
 # shape, N, channels last, offsets of x, grad and output in memory
 CASES = {
     "one element": ((1, 1, 1), 16),
-    "no interval but one": ((2, 2, 90), 1),
+    "one interval": ((2, 2, 90), 1),
     "two intervals": ((2, 2, 90), 2),
-    "planes as small as a pixel": ((7, 3, 2), 16),
+    "tiny planes": ((7, 3, 2), 16),
     "odd planes": ((40, 3, 49), 16),
     "a misaligned batch": ((2, 3, 301), 16, False, (1, 1, 1)),
-    "alignments that differ": ((2, 3, 301), 16, False, (1, 2, 0)),
+    "different alignments": ((2, 3, 301), 16, False, (1, 2, 0)),
     "planes in several items": ((2, 2, 9001), 16),
     "channels in several items": ((90, 1, 100), 16),
     "rows": ((2, 34, 70), 16, True),
     "rows of a few channels": ((1, 3, 600), 2, True),
-    "a vector of each channel": ((300, 5, 1), 16, True),
+    "a matrix": ((300, 5, 1), 16, True),
     "windows": ((2, 2, 77), 64),
     "more windows": ((1, 1, 77), 200),
-    "windows by rows": ((1, 3, 77), 64, True),
+    "windows and rows": ((1, 3, 77), 64, True),
 }
 
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_kernels_compute_the_paper_s_equations(plain, case, dtype, op):
+def test_kernels_match_the_equations(plain, case, dtype, op):
     shape, n, *rest = case
     case = make_case(shape, n, dtype, *supported(rest, n, dtype))
     check(case, op, plain.run(op, case))
 
 
 def supported(layout, n, dtype):
-    """Where tables are too large for channels last the caller copies to contiguous memory."""
+    """The layout, or contiguous if the tables are too large for channels last, as the caller does."""
     return [] if layout == [True] and n == 64 and dtype == torch.float64 else layout
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_parts_of_the_gradients_are_those_of_all_of_them(plain, case, dtype):
+def test_partial_gradients_equal_the_full_backward(plain, case, dtype):
     shape, n, *rest = case
     case = make_case(shape, n, dtype, *supported(rest, n, dtype))
     check_parts(plain, case)
     case.x[0, 0, 0], case.grad[0, -1, -1] = torch.nan, torch.inf  # sums in double
-    case.parameters[2][-1] = 1e38  # B_R: this function does not fit float
+    case.parameters[2][-1] = 1e38  # B_R: this function does not fit in float
     check_parts(plain, case)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_single_row_of_many_items(plain, op):
-    case = make_case((1, 1, 33 * 8192 + 3), 4)  # also more than one warp's worth, so that more threads finish
+    case = make_case((1, 1, 33 * 8192 + 3), 4)  # more than 32 items, which 1,024 threads add up
     check(case, op, plain.run(op, case))
 
 
@@ -84,7 +84,7 @@ def test_more_intervals_than_shared_memory_holds(plain, n, dtype):
     check(case, BACKWARD, check_parts(plain, case))
 
 
-def test_what_does_not_fit_is_refused(plain):
+def test_too_many_intervals_for_channels_last_are_refused(plain):
     with pytest.raises(AssertionError, match="launcher returned 1"):
         plain.run(FORWARD, make_case((1, 40, 5), 2000, channels_last=True))
 
@@ -103,7 +103,7 @@ def expected_output(case):
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "rows"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("slope", [0.0, 1.0, -0.5, 1e-3])
-def test_nan_and_infinity_stay_in_their_places(plain, slope, dtype, channels_last):
+def test_nan_and_infinity_affect_only_their_own_elements(plain, slope, dtype, channels_last):
     case = make_case((2, 3, 40), 16, dtype, channels_last)
     case.parameters[3][:], case.parameters[4][:] = slope, slope
     info = torch.finfo(dtype)
@@ -121,7 +121,7 @@ def test_nan_and_infinity_stay_in_their_places(plain, slope, dtype, channels_las
         rtol=4 * info.eps,
         atol=1e-5,
     )
-    # An infinite sum in one channel is no other's, though those in its block are then summed in double.
+    # An infinite sum affects only its own channel; the other channels of the block are recomputed in double.
     gradients = plain.run(BACKWARD, case)
     case.x[1, 1, 10:15] = 0
     for mixed, finite in zip(gradients[1:], plain.run(BACKWARD, case)[1:]):
@@ -130,11 +130,11 @@ def test_nan_and_infinity_stay_in_their_places(plain, slope, dtype, channels_las
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "rows"])
 @pytest.mark.parametrize("n", [16, 64])
-def test_channels_that_do_not_fit_float(plain, n, channels_last):
+def test_channels_that_do_not_fit_in_float(plain, n, channels_last):
     case = make_case((2, 4, 60), n, torch.float32, channels_last)
     points, left, right, *_ = case.parameters
-    left[1], right[1] = -2e38, 3e38  # their difference does not fit
-    points[2] = torch.linspace(-3e38, 3e38, n + 1, dtype=torch.float64).roll(5)  # nor does the slope
+    left[1], right[1] = -2e38, 3e38  # their difference overflows
+    points[2] = torch.linspace(-3e38, 3e38, n + 1, dtype=torch.float64).roll(5)  # the slopes overflow
     right[2] = left[2] + 0.125
     case.x[:, 1] = torch.linspace(-3e38, 3e38, 120, dtype=torch.float64).view(2, 60)
     case.x[:, 2] = left[2] + torch.linspace(-0.03, 0.15, 120).view(2, 60)
@@ -168,8 +168,8 @@ def test_x_is_compared_with_the_right_bound(plain, dtype, left, channels_last):
     assert not plain.run(FORWARD, case)[0].any() and not plain.run(BACKWARD, case)[0].any()
 
 
-def test_finite_wherever_the_exact_sum_is(plain):
-    """g * (x - c) does not fit float, but the sum of a pair of them does."""
+def test_gradients_are_finite_where_the_exact_sum_is(plain):
+    """g * (x - c) overflows float, but the sum of two such terms does not."""
     case = make_case((1, 2, 64), 4)
     case.x[0, 0, ::2], case.x[0, 0, 1::2] = 3e38, 3e38
     case.grad[0, 0, ::2], case.grad[0, 0, 1::2] = 8.0, -8.0
@@ -180,7 +180,7 @@ def test_finite_wherever_the_exact_sum_is(plain):
 
 @st.composite
 def any_cases(draw):
-    """Bounds anywhere, wide or narrow; x as it comes."""
+    """Arbitrary bounds, wide or narrow, and random x."""
     n = draw(st.integers(1, 24) | st.sampled_from([64, 100]))
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 300)))
     channels_last = draw(st.booleans()) and n <= 64
@@ -199,7 +199,7 @@ def any_cases(draw):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(case=any_cases())
-def test_two_units_in_the_last_place_wherever_the_bounds_are(plain, case):
+def test_output_is_accurate_to_two_ulp_for_any_bounds(plain, case):
     points, left, right, *_ = numpy_arrays(case)
     right = np.maximum(right, left + oracle.MIN_WIDTH)
     n = points.shape[1] - 1
@@ -208,7 +208,7 @@ def test_two_units_in_the_last_place_wherever_the_bounds_are(plain, case):
     rows = oracle.per_function(case.x.double().numpy(), len(left))
     u = (rows - left[:, None]) / (right - left)[:, None] * n
     k = np.clip(np.floor(u), -1, n).astype(int)
-    # Near a knot float32 may find the other bin; the function is continuous there.
+    # Near a knot, float32 may give the neighboring bin; the function is continuous there.
     far = np.abs(u - np.round(u)) > 1e-5 * n
     ends = np.maximum(*(np.abs(np.take_along_axis(points, np.clip(k + i, 0, n), 1)) for i in (0, 1)))
     unit = np.spacing(np.maximum(np.abs(expected), ends).astype(np.float32)).astype(np.float64)
@@ -225,10 +225,10 @@ def test_two_units_in_the_last_place_wherever_the_bounds_are(plain, case):
     offsets=st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)),
     seed=st.integers(0, 99),
 )
-def test_gradients_are_within_a_millionth(plain, shape, n, channels_last, mean, offsets, seed):
+def test_gradients_are_accurate_to_a_millionth(plain, shape, n, channels_last, mean, offsets, seed):
     case = make_case(shape, n, torch.float32, channels_last, offsets, seed)
     if mean:
-        case.grad[:] = mean  # the same error in each of the additions
+        case.grad[:] = mean  # every addition has the same rounding error
     check(case, BACKWARD, plain.run(BACKWARD, case))
 
 
@@ -259,7 +259,7 @@ def threads(tmp_path_factory):
     return Emulation(tmp_path_factory.mktemp("threads"), "pwlu", *THREADS)
 
 
-def test_no_access_is_out_of_bounds_or_misaligned(addresses):
+def test_address_and_undefined_behavior_sanitizer(addresses):
     more = [make_case(s, n, torch.float32, *rest) for s, n, *rest in CASES.values() if s[1] < 30]
     cases = sanitized_cases(SANITIZED + more)
     cases += [(op, NOT_A_NUMBER) for op in OPS]
@@ -268,7 +268,7 @@ def test_no_access_is_out_of_bounds_or_misaligned(addresses):
             check(case, op, results)
 
 
-def test_no_two_threads_race(threads):
+def test_thread_sanitizer(threads):
     cases = [*sanitized_cases(SMALL), *((op, NOT_A_NUMBER) for op in OPS)]
     for (op, case), results in zip(cases, threads.run_program(cases)):
         if case is not NOT_A_NUMBER:

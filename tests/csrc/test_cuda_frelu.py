@@ -1,4 +1,4 @@
-"""Funnel ReLU's CUDA kernels on the host: against the equations, under sanitizers, with planted faults."""
+"""Funnel ReLU's CUDA kernels, compiled for the host: the equations, sanitizers and mutation tests."""
 
 import numpy as np
 import oracle_activations as oracle
@@ -44,25 +44,25 @@ def plain(tmp_path_factory):
 # shape, channels last, offsets of x, grad and output in memory
 CASES = {
     "one pixel": ((1, 1, 1, 1),),
-    "images of a pixel": ((37, 5, 1, 1),),
+    "images of one pixel": ((37, 5, 1, 1),),
     "a row": ((2, 2, 1, 9),),
     "a column": ((2, 2, 9, 1),),
     "odd": ((2, 3, 7, 5), False, (1, 1, 1)),
     "a wide row of several items": ((1, 2, 1, 9001),),
     "a tall column": ((1, 1, 70, 1),),
     "several items": ((1, 2, 200, 91), False, (0, 1, 2)),
-    "several images an item": ((40, 1, 2, 3),),
-    "last: one channel": ((2, 1, 6, 4), True),
-    "last: more channels than a warp": ((2, 34, 11, 13), True),
-    "last: a row": ((1, 5, 1, 150), True, (1, 0, 0)),
-    "last: a tall image": ((1, 3, 67, 2), True),
+    "several images per item": ((40, 1, 2, 3),),
+    "channels last, one channel": ((2, 1, 6, 4), True),
+    "channels last, more channels than a warp": ((2, 34, 11, 13), True),
+    "channels last, a row": ((1, 5, 1, 150), True, (1, 0, 0)),
+    "channels last, a tall image": ((1, 3, 67, 2), True),
 }
 
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_each_op_computes_its_equation(plain, case, dtype, op):
+def test_each_op_matches_its_equation(plain, case, dtype, op):
     shape, *rest = case
     case = make_case(shape, dtype, *rest)
     check(case, op, plain.run(op, case))
@@ -71,7 +71,7 @@ def test_each_op_computes_its_equation(plain, case, dtype, op):
 @pytest.mark.parametrize("op", PARTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_parts_of_the_gradients_are_those_of_all_of_them(plain, case, dtype, op):
+def test_partial_gradients_equal_the_full_backward(plain, case, dtype, op):
     shape, *rest = case
     check_parts(plain, make_case(shape, dtype, *rest), op, PARTS[op])
 
@@ -85,17 +85,17 @@ def test_parts_of_the_gradients_are_those_of_all_of_them(plain, case, dtype, op)
     seed=st.integers(0, 99),
     op=st.sampled_from(OPS),
 )
-def test_any_shape_layout_and_alignment(plain, shape, dtype, channels_last, offsets, seed, op):
+def test_random_shapes_layouts_and_alignments(plain, shape, dtype, channels_last, offsets, seed, op):
     case = make_case(shape, dtype, channels_last, offsets, seed)
     check(case, op, plain.run(op, case))
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "last"])
-def test_in_a_row_they_are_differentiated_correctly(plain, channels_last):
-    """Against numerical differentiation of the whole, whose statistics depend on every element."""
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
+def test_combined_gradients_match_numerical_differentiation(plain, channels_last):
+    """All ops of training together: the norm's statistics depend on every element."""
     case = make_case((2, 2, 4, 3), torch.float64, channels_last)
     conv, *statistics = plain.run(CONVOLVE, case)
-    case.kept, case.parameters[2:4] = conv, statistics
+    case.saved, case.parameters[2:4] = conv, statistics
     (y,) = plain.run(NORMALISE, case)
     (sums,) = plain.run(NORM_SUMS, case)
     case.parameters[6] = sums / case.x[:, 0].numel()
@@ -107,12 +107,12 @@ def test_in_a_row_they_are_differentiated_correctly(plain, channels_last):
         np.testing.assert_allclose(as_numpy(actual).reshape(wanted.shape), wanted, rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "last"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_statistics_survive_a_large_mean_and_an_outlier(plain, dtype, channels_last):
+def test_statistics_are_accurate_despite_a_large_mean_or_an_outlier(plain, dtype, channels_last):
     for outlier in (False, True):
         case = make_case((2, 3, 50, 20), dtype, channels_last)
-        case.parameters[0][:] = torch.tensor([0, 0, 0, 0, 1, 0, 0, 0, 0])  # the border's zeros stay out of it
+        case.parameters[0][:] = torch.tensor([0, 0, 0, 0, 1, 0, 0, 0, 0])  # so that the padding has no effect
         if outlier:
             case.x[:, :, 0, 0] = 3e4
         else:
@@ -121,13 +121,13 @@ def test_statistics_survive_a_large_mean_and_an_outlier(plain, dtype, channels_l
         kept = as_numpy(conv)
         difference = np.abs(as_numpy(mean) - kept.mean((0, 2, 3)))
         assert np.all(difference <= 2e-7 * np.abs(kept.mean((0, 2, 3))) + 1e-6 * kept.std((0, 2, 3)))
-        # A thread that begins with the outlier sums the others' distances from that in float.
+        # A thread whose first value is the outlier sums the differences from it in float.
         np.testing.assert_allclose(as_numpy(var), kept.var((0, 2, 3)), rtol=1e-4 if outlier else 1e-5)
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "last"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
-def test_nan_and_infinity_reach_their_neighbours(plain, value, channels_last):
+def test_nan_and_infinity_spread_only_to_neighboring_pixels(plain, value, channels_last):
     clean = make_case((2, 3, 6, 7), channels_last=channels_last)
     case = make_case((2, 3, 6, 7), channels_last=channels_last)
     case.x[1, 1, 2, 3] = value
@@ -140,25 +140,25 @@ def test_nan_and_infinity_reach_their_neighbours(plain, value, channels_last):
     )
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
     assert torch.equal(y[~reached], before[~reached])
-    # In training statistics spread it over its channel.
+    # In training, the statistics of the whole channel are affected.
     _, mean, var = plain.run(CONVOLVE, case)
     assert mean.isfinite().tolist() == var.isfinite().tolist() == [True, False, True]
-    # What came to y goes on to x where x won, as it does against NaN.
-    case.kept = y
+    # The gradient goes to x where x won, which includes comparisons with NaN.
+    case.saved = y
     assert plain.run(INFERENCE_BACKWARD, case)[0].isfinite().all()
     case.grad[0, 2, 0, 0] = value
     spread = plain.run(INFERENCE_BACKWARD, case)
     assert [w.isfinite().all().item() for w in spread[2]][:2] == [True, True]
 
 
-def test_of_equals_x_gets_the_gradient(plain):
+def test_x_gets_the_gradient_on_ties(plain):
     case = make_case((1, 2, 5, 6))
-    case.kept = case.x.clone()
+    case.saved = case.x.clone()
     by_x, by_weight, by_bias = plain.run(INFERENCE_BACKWARD, case)
     assert torch.equal(by_x, case.grad) and not by_weight.any() and not by_bias.any()
 
 
-def test_a_channel_of_one_value_has_no_variance(plain):
+def test_variance_of_a_constant_channel_is_zero(plain):
     for value in (0.0, 7.3):
         case = make_case((2, 2, 40, 9))
         case.x[:] = value
@@ -183,37 +183,41 @@ def run_all(emulation, cases):
         check(case, op, results)
 
 
-def test_no_access_is_out_of_bounds_or_misaligned(tmp_path):
+def test_address_and_undefined_behavior_sanitizer(tmp_path):
     run_all(Emulation(tmp_path, "frelu", *UNDEFINED, sources=copy_sources(tmp_path)), SANITIZED)
 
 
-def test_no_two_threads_race(tmp_path):
+def test_thread_sanitizer(tmp_path):
     run_all(Emulation(tmp_path, "frelu", *THREADS, sources=copy_sources(tmp_path)), RACING)
 
 
-PLAIN = ("-O0", "-g0")  # wrong results are enough to find these
+PLAIN = ("-O0", "-g0")  # these faults give wrong results, so that no sanitizer is needed
 
 FAULTS = {
-    "a row above the image": Fault("frelu_strips.cuh", "strip.above = top > 0", "strip.above = true", PLAIN),
-    "a column beside the image": Fault(
+    "a row above the image is read": Fault(
+        "frelu_strips.cuh", "strip.above = top > 0", "strip.above = true", PLAIN
+    ),
+    "a column to the left of the image is read": Fault(
         "frelu_strips.cuh", "strip.left = column > 0", "strip.left = true", PLAIN
     ),
-    "a column behind the image": Fault("frelu_strips.cuh", "unsigned(column) < columns", "true"),
-    "a channel past the last": Fault("frelu_strips.cuh", "channel() < channels_;", "true;"),
-    "strips past the last": Fault("frelu_strips.cuh", "if (number >= strips_) return;", ""),
+    "a column to the right of the image is read": Fault(
+        "frelu_strips.cuh", "unsigned(column) < columns", "true"
+    ),
+    "a channel beyond the last one": Fault("frelu_strips.cuh", "channel() < channels_;", "true;"),
+    "strips beyond the last one": Fault("frelu_strips.cuh", "if (number >= strips_) return;", ""),
     "too little shared memory": Fault("frelu_sums.cuh", "kThreads * sizeof", "(kThreads - 1) * sizeof"),
-    "sums are added up before they are there": Fault("frelu_sums.cuh", "  __syncthreads();\n", "", PLAIN),
+    "sums are added up before they are complete": Fault("frelu_sums.cuh", "  __syncthreads();\n", "", PLAIN),
     "strips do not overlap": Fault("frelu_strips.cuh", "strip.rows - !strip.below", "strip.rows - 1", PLAIN),
-    "the filter is not turned": Fault("frelu_strips.cuh", "weight[8 - k], tap", "weight[k], tap", PLAIN),
-    "a gradient that nobody wants is written": Fault(
+    "the filter is not flipped": Fault("frelu_strips.cuh", "weight[8 - k], tap", "weight[k], tap", PLAIN),
+    "a gradient that is not needed is written": Fault(
         "frelu_backward.cuh", "if (grad_x && strip.has(c))", "if (strip.has(c))", PLAIN
     ),
-    "sums that nobody wants are written": Fault("frelu_backward.cuh", "  if (!sums) return;\n", "", PLAIN),
+    "sums that are not needed are written": Fault("frelu_backward.cuh", "  if (!sums) return;\n", "", PLAIN),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_the_fault_is_found(tmp_path, fault):
+def test_fault_is_detected(tmp_path, fault):
     sources = copy_sources(tmp_path)
     fault.plant(sources)
     emulation = Emulation(tmp_path, "frelu", *fault.flags, sources=sources)

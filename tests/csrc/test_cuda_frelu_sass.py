@@ -1,4 +1,4 @@
-"""What the compiler makes of Funnel ReLU's kernels; the budget is in ``sass_budget.json``."""
+"""Budget of registers, spills and instructions of Funnel ReLU's kernels, from ``sass_budget.json``."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from cuda_sass import ARCHITECTURES, compile_for, count, hot_loop
 
 BUDGET = json.loads((Path(__file__).parent / "sass_budget.json").read_text())
 ALLOWED = BUDGET["frelu, contiguous and channels last"]
-# The kernel's name and its last template argument; loads of an element, that those of two neighbours share.
+# Name, last template argument, and number of loads per element, some of which two adjacent columns share.
 KERNELS = {
     "inference": ("inference", "", 2),
     "convolve": ("convolve", "", 2),
@@ -25,10 +25,10 @@ def machine(request, tmp_path_factory):
 
 
 def test_registers_and_spills(machine):
-    assert len(machine.registers) == 56, "as many kernels as there are"
+    assert len(machine.registers) == 56, "number of kernels"
     assert max(machine.registers) <= BUDGET["frelu, registers in double"]
     floats = [n for n in machine.registers if n > BUDGET["registers"]]
-    assert len(floats) <= 4, "backward in double"
+    assert len(floats) <= 4, "only backward in double may exceed the general budget"
     assert not [name for name, size in machine.spilled.items() if size > 0]
 
 
@@ -38,9 +38,9 @@ def test_registers_and_spills(machine):
 def test_instructions_of_the_hot_loop(machine, kernel, channels_last, cuda_type, dtype):
     name, norm, inputs = KERNELS[kernel]
     strips = name not in ("normalise", "norm_sums")
-    shared_out = ("1", "32") if strips else ("pwlu::Planes", "pwlu::Rows")
-    arguments = f"{cuda_type}, {shared_out[channels_last]}{norm}"
-    whole = not strips and not channels_last  # accesses are of 128 bits
+    distribution = ("1", "32") if strips else ("pwlu::Planes", "pwlu::Rows")
+    arguments = f"{cuda_type}, {distribution[channels_last]}{norm}"
+    whole = not strips and not channels_last  # all accesses have 128 bits
     loads = r"\bLDG\S*\.128" if whole else r"\bLDG"
     loop = hot_loop(machine.kernel(f"frelu_{name}_kernel<{arguments}>("), loads)
     assert count(loop, r"\b(LDL|STL|DADD|DMUL|DFMA|ATOM|RED)") == 0

@@ -1,4 +1,4 @@
-"""Faults that are planted in the CUDA kernels' source must be found: the emulation can fail."""
+"""Mutation tests of PWLU's CUDA kernels: every planted fault must be detected."""
 
 import pytest
 import torch
@@ -20,49 +20,51 @@ pytestmark = needs_compiler
 
 
 FAULTS = {
-    "tables are read before they are made": Fault(
+    "tables are read before they are built": Fault(
         "pwlu_forward.cuh", "    __syncthreads();\n    item.sweep", "    item.sweep", THREADS
     ),
     "sums are taken before they are complete": Fault(
-        "pwlu_backward.cuh", "== 0}, body);\n    __syncthreads();", "== 0}, body);"
+        "pwlu_backward.cuh", "== 0)}, body);\n    __syncthreads();", "== 0)}, body);"
     ),
-    "gradients are made before the sums are there": Fault(
+    "gradients are computed before the sums are complete": Fault(
         "pwlu_backward.cuh", "if (__syncthreads_and(fits)) {", "if (fits) {"
     ),
-    "scratch is used again too early": Fault(
-        "device.cuh", "  __syncthreads();  // scratch is free again\n", "", THREADS
+    "scratch is reused too early": Fault(
+        "device.cuh", "  __syncthreads();  // scratch can be reused\n", "", THREADS
     ),
-    "the last element is left out": Fault("items.cuh", "length - tail, body)", "length - tail - 1, body)"),
+    "the last element is skipped": Fault("items.cuh", "length - tail, body)", "length - tail - 1, body)"),
     "the last chunk is as long as the others": Fault(
         "items.cuh", "item.length = int(min(chunk_, inner_ - chunk * chunk_))", "item.length = int(chunk_)"
     ),
     "packs are misaligned": Fault("items.cuh", "int(-address(here.in[0])", "int(address(here.in[0])"),
-    "inputs that are aligned differently are taken for alike": Fault(
+    "inputs of different alignments are treated as equally aligned": Fault(
         "items.cuh", "aligned &= (address(streams.in[k])", "aligned |= (address(streams.in[k])"
     ),
-    "a channel past the last": Fault("items.cuh", "channel < channels_", "channel <= channels_"),
-    "bins are one off": Fault("pwlu_tables.cuh", "0x4b3fffffu", "0x4b400000u"),
-    "bins are rounded to the nearest": Fault(
-        "pwlu_tables.cuh", "__fadd_rd(u, 12582912.0f)", "(u + 12582912.0f)"
-    ),
+    "a channel beyond the last one": Fault("items.cuh", "channel < channels_", "channel <= channels_"),
+    "bins are off by one": Fault("pwlu_tables.cuh", "0x4b3fffffu", "0x4b400000u"),
+    "bins are rounded to nearest": Fault("pwlu_tables.cuh", "__fadd_rd(u, 12582912.0f)", "(u + 12582912.0f)"),
     "too little shared memory": Fault(
-        "pwlu_backward.cu", "table + size * kSums", "table + (size - 1) * kSums"
+        "pwlu_backward.cu", "table + size * kColumn", "table + (size - 1) * kColumn"
     ),
-    "windows write to the first": Fault("pwlu_backward.cuh", "windows.first() + c, amount", "c, amount"),
-    "what is not finite goes unnoticed": Fault("pwlu_forward.cuh", "    trap = fma(y, R(0), trap);\n", ""),
+    "all windows write to the first one": Fault(
+        "pwlu_backward.cuh", "windows.first() + c, amount", "c, amount"
+    ),
+    "results that are not finite go unnoticed": Fault(
+        "pwlu_forward.cuh", "    trap = fma(y, R(0), trap);\n", ""
+    ),
     "sums that are not finite go unnoticed": Fault(
         "pwlu_backward.cuh", "      good &= is_finite(amount) && is_finite(moment);\n", ""
     ),
     "too little shared memory without sums": Fault(
-        "pwlu_backward.cu", "{1, 0, tabled}, tabled ? table : 0", "{1, 0, tabled}, 0"
+        "pwlu_backward.cu", "{1, 0, use_table}, use_table ? table : 0", "{1, 0, use_table}, 0"
     ),
-    "a gradient that nobody wants is written": Fault(
+    "a gradient that is not needed is written": Fault(
         "pwlu_backward.cuh", "(grad_x && windows.number() == 0)", "windows.number() == 0"
     ),
-    "a gradient that nobody wants is mended": Fault(
+    "a gradient that is not needed is recomputed": Fault(
         "pwlu_backward.cuh", "if (grad_x && windows", "if (windows"
     ),
-    "gradients that nobody wants are finished": Fault(
+    "gradients that are not needed are finished": Fault(
         "pwlu_backward.cu", "status != 0 || !gradients", "status != 0"
     ),
 }
@@ -82,7 +84,7 @@ def overflowing_sums():
 
 
 def wide_bounds():
-    """Whose difference does not fit float."""
+    """The difference of the bounds overflows float."""
     case = make_case((1, 1, 20), 3)
     case.parameters[1][:], case.parameters[2][:] = -2e38, 3e38
     return case
@@ -111,12 +113,12 @@ def run_all(emulation):
 
 
 @pytest.mark.parametrize("flags", [ADDRESSES, THREADS], ids=["addresses", "threads"])
-def test_without_a_fault_nothing_is_found(tmp_path, flags):
+def test_original_source_passes(tmp_path, flags):
     run_all(Emulation(tmp_path, "pwlu", *flags, sources=copy_sources(tmp_path)))
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_the_fault_is_found(tmp_path, fault):
+def test_fault_is_detected(tmp_path, fault):
     sources = copy_sources(tmp_path)
     fault.plant(sources)
     emulation = Emulation(tmp_path, "pwlu", *fault.flags, sources=sources)

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the pointwise activations on the host: the papers' equations, and sanitizers."""
+"""The pointwise activations' CUDA kernels, compiled for the host: the papers' equations, and sanitizers."""
 
 import numpy as np
 import oracle_activations as oracle
@@ -32,15 +32,15 @@ def plain(tmp_path_factory):
 CASES = {
     "one element": ((1, 1, 1),),
     "a misaligned batch of odd planes": ((2, 3, 301), False, (1, 1, 1), True),
-    "alignments that differ": ((2, 3, 77), False, (1, 2, 0)),
+    "different alignments": ((2, 3, 77), False, (1, 2, 0)),
     "rows": ((2, 34, 70), True, (1, 0, 2), True),
-    "a vector of each channel": ((70, 5, 1), True),
+    "a matrix": ((70, 5, 1), True),
 }
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_kernels_compute_the_papers_equations(plain, kind, dtype):
+def test_kernels_match_the_equations(plain, kind, dtype):
     for shape, *rest in CASES.values():
         case = make_case(kind, shape, dtype, *rest)
         check(case, FORWARD, plain.run(FORWARD, case))
@@ -64,7 +64,7 @@ def test_several_items(plain, kind, shape, channels_last):
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "rows"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_nan_and_infinity_stay_in_their_places(plain, kind, dtype, channels_last):
+def test_nan_and_infinity_affect_only_their_own_elements(plain, kind, dtype, channels_last):
     case = make_case(kind, (2, 3, 40), dtype, channels_last)
     (clean,), gradients = plain.run(FORWARD, case), plain.run(BACKWARD, case)
     place = torch.zeros(case.x.shape, dtype=torch.bool)
@@ -74,7 +74,7 @@ def test_nan_and_infinity_stay_in_their_places(plain, kind, dtype, channels_last
     assert torch.equal(y[~place], clean[~place])
     assert y[1, 1, 10].isnan()
     by_x, by_table = check_parts(plain, case)
-    # An item that holds such is summed in double.
+    # The sums of items with such elements are computed in double.
     unit = 1e-5 + torch.finfo(dtype).eps
     torch.testing.assert_close(by_x[~place], gradients[0][~place], rtol=unit, atol=1e-5)
     assert by_x[1, 1, 10].isnan() or kind in (
@@ -83,12 +83,12 @@ def test_nan_and_infinity_stay_in_their_places(plain, kind, dtype, channels_last
         "apl",
         "apl of 2",
         "mixture",
-    )  # slopes by parts
+    )  # piecewise linear
     torch.testing.assert_close(by_table[:, ::2], gradients[1][:, ::2], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "slaf" not in kind])
-def test_large_values_overflow_only_where_the_exact_result_does(plain, kind):
+def test_results_overflow_only_where_the_exact_result_does(plain, kind):
     for dtype, largest in ((torch.float16, 6e4), (torch.bfloat16, 1e18), (torch.float32, 1e18)):
         case = make_case(kind, (1, 3, 60), dtype, seed=1)
         case.parameters[0] /= 4
@@ -105,7 +105,7 @@ def test_large_values_overflow_only_where_the_exact_result_does(plain, kind):
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "rows"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_pau_beyond_what_powers_of_x_can_hold(plain, dtype, channels_last):
+def test_pau_where_powers_of_x_overflow(plain, dtype, channels_last):
     numerator = torch.tensor([[0.5, 1, 0.5, 0.25, 0.5, 0.125], [0, 1, 0, 0, 0, 0.0], [0, 0, 0, 1, 0, 0.0]])
     denominator = torch.tensor([[1, 1, 0.5, 0.25], [0, 0, 0, 0.0], [0, 1, 0, 0.0]])
     largest = [3e3, 6e4] if dtype == torch.float16 else [1e6, 3e9, 1e15, 1e30]
@@ -119,11 +119,11 @@ def test_pau_beyond_what_powers_of_x_can_hold(plain, dtype, channels_last):
     np.testing.assert_allclose(
         y[fits], exact.astype(float)[fits], rtol=1e-5 + torch.finfo(dtype).eps, atol=1e-30
     )
-    if dtype == torch.float16:  # there the exact gradients fit
+    if dtype == torch.float16:  # the exact gradients do not overflow
         check(case, BACKWARD, plain.run(BACKWARD, case))
 
 
-def test_finite_wherever_the_exact_sum_is(plain):
+def test_gradients_are_finite_where_the_exact_sum_is(plain):
     case = make_case("prelu", (1, 2, 64))
     case.x[0, 0], case.grad[0, 0, ::2], case.grad[0, 0, 1::2] = -3e38, 8.0, -8.0
     case.parameters[0][:] = 0.25
@@ -132,8 +132,8 @@ def test_finite_wherever_the_exact_sum_is(plain):
     assert torch.equal(by_x[0, 0], case.grad[0, 0] / 4)
 
 
-def test_sigmoid_is_within_units_of_the_last_place(plain):
-    """Swish with beta = 1, divided by x; the GPU's own ex2 and rcp add what NVIDIA states for them."""
+def test_sigmoid_is_accurate_to_a_few_ulp(plain):
+    """Swish with beta = 1. On a GPU, the errors of ex2 and rcp that NVIDIA specifies come on top."""
     x = torch.linspace(-87, 87, 40001).view(1, 1, -1)
     case = PointwiseCase(x, torch.ones_like(x), [torch.ones(1, 1)], name="swish")
     exact = oracle.swish(oracle.wide(as_numpy(x)), oracle.wide([1.0]))
@@ -154,7 +154,7 @@ def any_cases(draw):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(case=any_cases())
-def test_any_shape_and_place(plain, case):
+def test_random_shapes_and_layouts(plain, case):
     check(case, FORWARD, plain.run(FORWARD, case))
     check(case, BACKWARD, check_parts(plain, case))
 
@@ -163,13 +163,13 @@ def test_any_shape_and_place(plain, case):
 
 
 def sanitized(folder, flags, *elements):
-    """Of a few functions: the skeleton is the same for all."""
+    """An emulation with only a few functions: the kernels are the same templates for all."""
     sources = copy_sources(folder, *elements)
     keep_activations(sources, "Swish", "Pau", "Apl")
     return Emulation(folder, "pointwise", *flags, sources=sources)
 
 
-def special(case):
+def with_nan(case):
     case.x[0, 0, 0] = torch.nan
     return case
 
@@ -181,15 +181,15 @@ def run_all(emulation, cases):
             check(case, op, results)
 
 
-def test_no_access_is_out_of_bounds_or_misaligned(tmp_path):
+def test_address_and_undefined_behavior_sanitizer(tmp_path):
     kinds = {"pau": torch.float32, "swish": torch.float16, "apl of 2": torch.float32}
     cases = [make_case(k, s, dtype, *rest) for s, *rest in CASES.values() for k, dtype in kinds.items()]
     cases += [make_case("slaf of 20", (1, 34, 9), torch.float64, last) for last in (False, True)]
-    cases += [special(make_case("swish", (1, 2, 37), torch.float32, last)) for last in (False, True)]
+    cases += [with_nan(make_case("swish", (1, 2, 37), torch.float32, last)) for last in (False, True)]
     run_all(sanitized(tmp_path, UNDEFINED, "double", "Half"), cases)
 
 
-def test_no_two_threads_race(tmp_path):
+def test_thread_sanitizer(tmp_path):
     cases = [make_case("pau", (1, 2, 37)), make_case("pau", (1, 33, 3), channels_last=True)]
-    cases += [make_case("slaf of 20", (1, 1, 3)), special(make_case("swish", (1, 1, 37)))]
+    cases += [make_case("slaf of 20", (1, 1, 3)), with_nan(make_case("swish", (1, 1, 37)))]
     run_all(sanitized(tmp_path, THREADS), cases)

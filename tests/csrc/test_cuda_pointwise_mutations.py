@@ -1,4 +1,4 @@
-"""Faults that are planted in the pointwise activations' CUDA kernels must be found."""
+"""Mutation tests of the pointwise activations' CUDA kernels: every planted fault must be detected."""
 
 import pytest
 import torch
@@ -18,45 +18,45 @@ from cuda_pointwise import OPS, check, keep_activations, make_case
 pytestmark = needs_compiler
 
 FAULTS = {
-    "a coefficient is another channel's": Fault(
+    "a coefficient of another channel is read": Fault(
         "pointwise.cuh", "return data[k][channel * stride[k]]", "return data[k][stride[k]]"
     ),
-    "sums are taken before they are there": Fault(
-        "pointwise.cuh", "sum(first + k);\n    __syncthreads();", "sum(first + k);"
+    "sums are taken before they are complete": Fault(
+        "pointwise.cuh", "sums[first + k];\n    __syncthreads();", "sums[first + k];"
     ),
-    "scratch is used again too early": Fault(
-        "pointwise.cuh", "    __syncthreads();  // scratch is free again\n", "", THREADS
+    "scratch is reused too early": Fault(
+        "pointwise.cuh", "    __syncthreads();  // scratch can be reused\n", "", THREADS
     ),
     "too little shared memory": Fault("pointwise.cuh", "(size < kSumsAtOnce ? size", "(size < 9 ? size - 1"),
-    "one thread's sums are left out": Fault(
+    "the sums of one thread are skipped": Fault(
         "pointwise.cuh", "t < kThreads; t += kWarp", "t < kThreads - 1; t += kWarp"
     ),
     "results that are not finite go unnoticed": Fault(
         "pointwise.cuh", "    trap = fma(y, Number(0), trap);\n", ""
     ),
     "sums that are not finite go unnoticed": Fault(
-        "pointwise.cuh", "for (const Number& sum : sums) trap = fma(sum, Number(0), trap);", ""
+        "pointwise.cuh", "for (int k = 0; k < kCount; ++k) trap = fma(sums[k], Number(0), trap);", ""
     ),
     "slopes that are not finite go unnoticed": Fault(
         "pointwise.cuh", "    trap = fma(by_x, Number(0), trap);\n", ""
     ),
-    "a gradient that nobody wants is written": Fault("pointwise.cuh", "!kSums || grad_x", "true"),
-    "a gradient that nobody wants is mended": Fault("pointwise.cuh", "keep = grad_x && ", "keep = "),
-    "gradients that nobody wants are finished": Fault(
+    "a gradient that is not needed is written": Fault("pointwise.cuh", "!kSums || grad_x", "true"),
+    "a gradient that is not needed is recomputed": Fault("pointwise.cuh", "write = grad_x && ", "write = "),
+    "gradients that are not needed are finished": Fault(
         "pointwise_backward.cu", "status != 0 || !gradients", "status != 0"
     ),
-    "finite results are computed again, and others not": Fault(
-        "pointwise.cuh", "kFast<F, T> && is_finite", "kFast<F, T> && !is_finite"
+    "finite results are recomputed, and others are not": Fault(
+        "pointwise.cuh", "if (kFast<F, T> && is_finite", "if (kFast<F, T> && !is_finite"
     ),
-    "ln 2 in one part": Fault("pointwise_number.cuh", "std::fma(b, 1.90465421e-9f, ", "("),
-    "a large Q has no reciprocal": Fault(
+    "ln 2 in a single part": Fault("pointwise_number.cuh", "std::fma(b, 1.90465421e-9f, ", "("),
+    "the reciprocal of a large Q is 0": Fault(
         "pointwise_number.cuh", "0.25f * normal_reciprocal(0.25f * b.value)", "normal_reciprocal(b.value)"
     ),
 }
 
 
 def far_out():
-    """Of PAU: Q is beyond what the GPU's reciprocal can be of, and at 1e12 powers of x overflow."""
+    """PAU where the reciprocal of Q is subnormal, and at 1e12, where powers of x overflow."""
     case = make_case("pau", (1, 1, 40))
     case.parameters[0] = torch.tensor([0.5, 1, 0, 0, 0.25, 0, 0, 0, 0, 0.5])[:, None]
     case.x[0, 0, :3] = torch.tensor([4e9, -4e9, 1e12])
@@ -64,7 +64,7 @@ def far_out():
 
 
 def overflowing_sums():
-    """The sum of these terms is 0, but not in float."""
+    """Sums of terms that overflow float, although the total is 0."""
     case = make_case("prelu", (1, 1, 128))
     case.x[:], case.grad[:] = -3e38, 8.0
     case.grad[0, 0, 64:] = -8.0
@@ -103,13 +103,13 @@ def build(folder, flags, fault=None):
     return Emulation(folder, "pointwise", *flags, sources=sources)
 
 
-def test_without_a_fault_nothing_is_found(tmp_path):
-    """Under ThreadSanitizer that is for test_cuda_pointwise.py to see."""
+def test_original_source_passes(tmp_path):
+    """With AddressSanitizer; test_cuda_pointwise.py runs it with ThreadSanitizer."""
     run_all(build(tmp_path, ADDRESSES))
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_the_fault_is_found(tmp_path, fault):
+def test_fault_is_detected(tmp_path, fault):
     emulation = build(tmp_path, fault.flags, fault)
     emulation.build_program()
     with pytest.raises(AssertionError):

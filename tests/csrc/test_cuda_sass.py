@@ -1,7 +1,7 @@
-"""What the compiler makes of the kernels, by architecture: registers, spills, instructions of the hot loops.
+"""Budget of registers, spills and instructions in the hot loops of PWLU and of some pointwise activations.
 
-Of the pointwise activations a few are looked at. The budget stands in ``sass_budget.json``, which is for
-contiguous tensors: change it with a reason.
+Checked for each architecture, for contiguous tensors. The budget is in ``sass_budget.json``; change it only
+with a reason.
 """
 
 import json
@@ -19,7 +19,7 @@ KERNELS = {
     "backward": ("backward_kernel", "true, "),
     "backward of x": ("backward_kernel", "false, "),
 }
-"""Part of their names, and their first template argument: whether they sum for the parameters' gradients."""
+"""Part of the name, and the first template argument: whether the parameters' gradients are computed."""
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 
 
@@ -35,13 +35,13 @@ def pointwise(request, tmp_path_factory):
 
 
 def check_registers_and_spills(machine, kernels):
-    assert len(machine.registers) == kernels, "as many kernels as there are"
+    assert len(machine.registers) == kernels, "number of kernels"
     assert max(machine.registers) <= BUDGET["registers"]
     assert not [name for name, size in machine.spilled.items() if size > 0]
 
 
 def check_hot_loop(machine, name, row, kernel, cuda_type):
-    """The kernel of this name keeps to the budget's row."""
+    """Check that the kernel of this name is within the budget of this row."""
     size, inputs = 4 if cuda_type == "float" else 2, 1 if kernel == "forward" else 2
     allowed = BUDGET["instructions per element"][row]
     if machine.architecture == "sm_75":

@@ -1,8 +1,8 @@
-"""Runs CUDA kernels on the host: their own source, compiled by g++ with ``csrc/shim.h``.
+"""Run the CUDA kernels on the host: their unchanged source, compiled by g++ with ``csrc/shim.h``.
 
-A :class:`Case` is a tensor and what is applied to it; each family of kernels has its own kind, and a file
-``csrc/emulation_{family}.cpp`` that calls the launchers. :class:`Emulation` builds that, with sanitizers or
-without, and runs cases.
+A :class:`Case` has the inputs of an op. Each family of kernels has its own subclass, and a file
+``csrc/emulation_{family}.cpp`` that calls the launchers. :class:`Emulation` builds this file, with or without
+sanitizers, and runs cases.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "pwlu_det" / "csrc"
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-"""And their numbers in the kernels' ``Element``."""
+"""The dtypes, with the values of the kernels' enum ``Element``."""
 FORWARD, BACKWARD, BACKWARD_X, BACKWARD_PARAMETERS = range(4)
-"""Ops that every family has; the last two give one part of what BACKWARD does."""
+"""The ops that all families have. The last two compute only a part of the gradients of BACKWARD."""
 
-# -O1 would compile for a minute.
+# With -O1, these would take a minute to compile.
 UNDEFINED = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 ADDRESSES = ("-O0", "-g0", "-fsanitize=address,alignment", "-fno-sanitize-recover=all")
 THREADS = ("-O1", "-g", "-fsanitize=thread")
@@ -38,21 +38,21 @@ THREADS = ("-O1", "-g", "-fsanitize=thread")
 
 @dataclasses.dataclass
 class Case:
-    """``x`` and ``grad`` are ``[batch, channels, *]``, whatever their place in memory will be."""
+    """Inputs of an op. ``x`` and ``grad`` are ``[batch, channels, *]``, independent of the memory layout."""
 
     x: torch.Tensor
     grad: torch.Tensor
     parameters: list[torch.Tensor]
     channels_last: bool = False
     offsets: tuple[int, int, int] = (0, 0, 0)
-    """How many elements x, grad and the output lie from an address that is a multiple of 16."""
+    """Offsets of x, grad and the output, in elements, from an address that is a multiple of 16."""
 
     def __post_init__(self):
         wide = torch.promote_types(self.x.dtype, torch.float32)
         self.parameters = [p.to(wide) for p in self.parameters]
 
     def memory(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The elements in the order that they have in memory."""
+        """The elements in the order in which they are in memory."""
         return (tensor.movedim(1, -1) if self.channels_last else tensor).contiguous().flatten()
 
     def from_memory(self, elements: torch.Tensor) -> torch.Tensor:
@@ -63,21 +63,21 @@ class Case:
 
     @property
     def layout(self) -> list[int]:
-        """Batch, channels, inner, channels last, element."""
+        """Batch, channels, inner size, channels last, element type."""
         batch, channels = self.x.shape[:2]
         inner = self.x[0, 0].numel()
         return [batch, channels, inner, int(self.channels_last), DTYPES[self.x.dtype]]
 
     def numbers(self, op: int) -> list[int]:
-        """What says to the launchers what the case is."""
+        """The numbers that describe the case to the launchers."""
         raise NotImplementedError
 
     def buffers(self, op: int) -> list[tuple[torch.Tensor, int]]:
-        """What they are called with: flat tensors, and how many bytes from a multiple of 16 each lies."""
+        """The launchers' inputs and outputs: flat tensors, each with its offset from a multiple of 16."""
         raise NotImplementedError
 
     def results(self, op: int, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
-        """What the op gives, out of the buffers after a run."""
+        """The results of the op, taken from the buffers after a run."""
         raise NotImplementedError
 
     def inputs(self) -> list[tuple[torch.Tensor, int]]:
@@ -87,13 +87,13 @@ class Case:
         return [*parameters, (self.memory(self.x), x), (self.memory(self.grad), grad)]
 
     def output(self) -> tuple[torch.Tensor, int]:
-        """A buffer like x, of NaN."""
+        """A buffer of the size of x, filled with NaN."""
         empty = torch.full((self.x.numel(),), torch.nan, dtype=self.x.dtype)
         return empty, self.offsets[2] * empty.element_size()
 
 
 class Emulation:
-    """The kernels of a family, below ``sources``, built with these flags into ``folder``."""
+    """The kernels of a family in ``sources``, built with ``flags`` into ``folder``."""
 
     def __init__(self, folder: Path, family: str, *flags: str, sources: Path = SOURCES):
         self.folder, self.family, self.flags, self.sources = folder, family, flags or ("-O1",), sources
@@ -110,7 +110,7 @@ class Emulation:
         return target
 
     def run(self, op: int, case: Case) -> list[torch.Tensor]:
-        """By a call of a shared library."""
+        """Run a case in this process, by a shared library."""
         if self._library is None:
             self._library = ctypes.CDLL(str(self._build("emulation.so", "-fPIC", "-shared")))
         numbers, buffers, placed = case.numbers(op), case.buffers(op), []
@@ -131,7 +131,7 @@ class Emulation:
         return program if program.exists() else self._build(program.name)
 
     def run_program(self, cases: list[tuple[int, Case]], timeout: float = 300) -> list[list[torch.Tensor]]:
-        """All in a process of their own, as the sanitizers need; what they find fails the test."""
+        """Run all cases in a separate process, as sanitizers require. Their findings fail the test."""
         program = self.build_program()
         with tempfile.TemporaryDirectory() as folder:
             given, written = Path(folder, "in"), Path(folder, "out")
@@ -149,7 +149,7 @@ class Emulation:
                 "TSAN_OPTIONS": "halt_on_error=1",
                 "UBSAN_OPTIONS": "halt_on_error=1",
             }
-            # ThreadSanitizer needs its addresses where they are expected.
+            # ThreadSanitizer needs address space randomization to be off.
             command = [*(["setarch", "-R"] if shutil.which("setarch") else []), program, given, written]
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
             assert done.returncode == 0, f"exit status {done.returncode}\n{done.stderr[:4000]}"
@@ -174,9 +174,9 @@ class Emulation:
 def check_parts(
     emulation: Emulation, case: Case, op: int = BACKWARD, parts: tuple = (BACKWARD_X, BACKWARD_PARAMETERS)
 ) -> list[torch.Tensor]:
-    """Check that the gradient of x alone and those of the parameters alone are bit for bit those of both.
+    """Check that partial gradients are bit-identical to those of the full backward, and return the latter.
 
-    Outputs are aligned, as torch's are: the order of sums depends on it. Returns what the case gives.
+    Outputs are aligned for this, as torch's are, since the order of the sums depends on their alignment.
     """
     aligned = dataclasses.replace(case, offsets=(*case.offsets[:2], 0))
     both = emulation.run(op, aligned)
@@ -195,11 +195,11 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def assert_near(actual: torch.Tensor, expected: np.ndarray, bound: np.ndarray | float, name: str) -> None:
-    """Every element is within its own bound."""
+    """Assert that each element is within its own bound."""
     difference = np.abs(as_numpy(actual) - expected)
     worst = np.argmax(np.nan_to_num(difference - bound, nan=np.inf)) if difference.size else 0
     assert np.all(difference <= bound), (
-        f"{name}: {as_numpy(actual).flat[worst]:.9g} in place of {expected.flat[worst]:.9g} at {worst}"
+        f"{name}: {as_numpy(actual).flat[worst]:.9g} instead of {expected.flat[worst]:.9g} at index {worst}"
     )
 
 
@@ -207,7 +207,7 @@ def assert_near(actual: torch.Tensor, expected: np.ndarray, bound: np.ndarray | 
 
 
 class Fault(NamedTuple):
-    """A change to one of the files of ``csrc/cuda`` that tests with these flags must find."""
+    """A fault in a file of ``csrc/cuda`` that must be detected by the tests, built with these flags."""
 
     file: str
     right: str
@@ -217,12 +217,12 @@ class Fault(NamedTuple):
     def plant(self, sources: Path) -> None:
         file = sources / "cuda" / self.file
         text = file.read_text()
-        assert text.count(self.right) == 1, f"{self.right!r} is no more in {self.file}, or twice"
+        assert text.count(self.right) == 1, f"{self.right!r} must occur exactly once in {self.file}"
         file.write_text(text.replace(self.right, self.wrong))
 
 
 def copy_sources(folder: Path, *elements: str) -> Path:
-    """With kernels for float32 and these types alone, which compile sooner."""
+    """Copy the sources, with kernels only for float32 and the given types, so that they compile faster."""
     sources = shutil.copytree(SOURCES, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
     dispatch = sources / "cuda" / "dispatch.cuh"
     cases = re.compile(r" +case Element::k\w+:\n +return f\(Tag<(\w+)>\{\}\);\n")
@@ -233,5 +233,5 @@ def copy_sources(folder: Path, *elements: str) -> Path:
 
 
 needs_compiler = pytest.mark.skipif(
-    not shutil.which("g++"), reason="there is no g++ to build the kernels with"
+    not shutil.which("g++"), reason="g++, which builds the kernels, is not installed"
 )

@@ -1,4 +1,4 @@
-"""Cases of the pointwise activations for :mod:`cuda_emulation`, and what is expected of them."""
+"""Cases of the pointwise activations for :mod:`cuda_emulation`, and their expected results."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from pwlu_det.ops.pointwise import TABLE
 
 OPS = FORWARD, BACKWARD, BACKWARD_X, BACKWARD_PARAMETERS
 ROWS = re.compile(r"^  _\((\w+), (\w+)(?:<>)?,", re.MULTILINE)
-"""Of the list that makes the kernels' ``Activation``: an op and its formula."""
+"""A row of the list of activations in the kernels: op and formula."""
 ACTIVATIONS = [op for op, _ in ROWS.findall((SOURCES / "pointwise_list.h").read_text())]
 SIZES = {"apl": 3, "slaf": 4}
-"""S of those that the kernels know; others are computed in double."""
+"""The values of S that the kernels are specialized for; others are computed in double."""
 KINDS = {
     **{name: (name, SIZES.get(name)) for name in TABLE},
     "apl of 2": ("apl", 2),
@@ -41,7 +41,7 @@ class PointwiseCase(Case):
 
     name: str = ""
     transposed: bool = False
-    """Whether it lies in memory as ``[channels, coefficients]``."""
+    """Whether the table is stored as ``[channels, coefficients]``."""
 
     @property
     def table(self) -> torch.Tensor:
@@ -69,7 +69,7 @@ class PointwiseCase(Case):
 
 
 def arguments(name: str, table: np.ndarray) -> list[np.ndarray]:
-    """The table's rows as the parameters that the op takes."""
+    """The rows of the table as the parameters of the op."""
     parameters, row = [], 0
     dims = [d.split() for d in TABLE[name].values()]
     fixed = sum(int(d[1]) if d[-1].isdigit() else 1 for d in dims if "S" not in d)
@@ -85,7 +85,7 @@ def arguments(name: str, table: np.ndarray) -> list[np.ndarray]:
 def make_case(
     kind, shape, dtype=torch.float32, channels_last=False, offsets=(0, 0, 0), transposed=False, seed=0
 ):
-    """Parameters of moderate size, and x that is far from every hinge."""
+    """Parameters of moderate size, and x that is not near a hinge."""
     name, free = KINDS[kind]
     random = torch.Generator().manual_seed(seed)
     rows = []
@@ -106,16 +106,16 @@ def make_case(
 
 
 def check(case: PointwiseCase, op: int, results: list[torch.Tensor]) -> None:
-    """Hold results against the papers' equations; every element counts."""
+    """Compare every element of the results with the papers' equations."""
     x, table = oracle.wide(as_numpy(case.x)), oracle.wide(as_numpy(case.table))
-    unit = 4 * torch.finfo(case.table.dtype).eps  # of what the function computes with
+    unit = 4 * torch.finfo(case.table.dtype).eps  # of the computation dtype
     info = torch.finfo(case.x.dtype)
 
     def function(x, table):
         return getattr(oracle, case.name)(x, *arguments(case.name, table))
 
     def rounded(expected):
-        """Rounded to the dtype of x, after a few times in the table's, among terms as large as any."""
+        """The error bound: one rounding in the dtype of x, several of the largest value in the table's."""
         return info.eps * (np.abs(expected) + info.smallest_normal) + 4 * unit * np.abs(expected).max(
             initial=1
         )
@@ -140,7 +140,7 @@ def check(case: PointwiseCase, op: int, results: list[torch.Tensor]) -> None:
 
 
 def keep_activations(sources: Path, *formulas: str) -> None:
-    """In a copy of the sources compute all other activations by SLAF's formula: it compiles sooner."""
+    """In a copy of the sources, replace all other formulas by SLAF's, so that it compiles faster."""
     file = sources / "pointwise_list.h"
     text, count = ROWS.subn(
         lambda row: row[0] if row[2] in (*formulas, "Slaf") else f"  _({row[1]}, Slaf<>,", file.read_text()

@@ -1,4 +1,4 @@
-"""PWLU's cases for :mod:`cuda_emulation`, and what is expected of them."""
+"""Cases of PWLU for :mod:`cuda_emulation`, and their expected results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("points", "left_bound", "right_bound", "left_slope", "right_slope")
 
 
 class PwluCase(Case):
-    """Parameters are those of ``NAMES``; x is ``[batch, channels, inner]``."""
+    """The parameters are those in ``NAMES``; x is ``[batch, channels, inner]``."""
 
     def numbers(self, op: int) -> list[int]:
         return [*self.layout, self.parameters[0].shape[1] - 1, op]
@@ -41,7 +41,7 @@ class PwluCase(Case):
 
 
 def make_case(shape, n, dtype=torch.float32, channels_last=False, offsets=(0, 0, 0), seed=0) -> PwluCase:
-    """Bounds whose knots float32 holds, and x for which x - B_L is exact: bins are beyond doubt."""
+    """Knots and x - B_L are exact in float32, so that the bin of each x is unambiguous."""
     channels = shape[1]
     random = torch.Generator().manual_seed(seed)
     interval = 4 / 2 ** (n.bit_length() - 1)
@@ -58,7 +58,7 @@ def make_case(shape, n, dtype=torch.float32, channels_last=False, offsets=(0, 0,
 
 
 def check(case: PwluCase, op: int, results: list[torch.Tensor], gradient_unit: float = 1e-6) -> None:
-    """Hold results against the paper's equations in float64; every element counts."""
+    """Compare every element of the results with the paper's equations in float64."""
     if op in (FORWARD, PHASE1):
         (check_forward if op == FORWARD else check_phase1)(case, results)
     else:
@@ -87,7 +87,7 @@ def check_backward(case, op, results, unit):
         own = info.eps + 2 * torch.finfo(case.parameters[0].dtype).eps
         by_x, *results = results
         assert_near(by_x, expected, own * (np.abs(expected) + info.smallest_normal), "grad of x")
-    # Sums in double need no such room, but the parameters' gradients are rounded to float at the end.
+    # The sums in double are more accurate, but the parameters' gradients are rounded to float at the end.
     distance = np.maximum(1, np.maximum(np.abs(rows - left[:, None]), np.abs(rows - right[:, None])))
     scale = unit * (np.abs(g) * distance).sum(1)
     for name, actual, row in zip(NAMES, results, table[1:]):

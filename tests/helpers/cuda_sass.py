@@ -1,4 +1,4 @@
-"""What nvcc makes of the kernels, by architecture: registers, spills, and the machine code of the loops."""
+"""Compile the CUDA kernels, and inspect their registers, spills and machine code."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from typing import NamedTuple
 import pytest
 
 SOURCES = Path(__file__).resolve().parents[2] / "pwlu_det" / "csrc" / "cuda"
-ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")  # those of setup.py
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")  # as in setup.py
 TYPES = {"float": "float32", "__nv_bfloat16": "bfloat16", "__half": "float16"}
 
 
 class Machine(NamedTuple):
-    """What a compilation gave."""
+    """The result of a compilation."""
 
     architecture: str
     registers: list[int]
-    """Of each kernel and function."""
+    """Registers of each kernel and function."""
     spilled: dict[str, int]
-    """Bytes that each stores for want of registers."""
+    """Bytes of spilled registers that each one stores."""
     code: dict[str, list[tuple[int, str]]]
-    """Address and text of the instructions, by demangled name."""
+    """Addresses and texts of the instructions, by demangled name."""
 
     def kernel(self, name: str) -> list[tuple[int, str]]:
-        """The instructions of the only one whose name has this in it."""
+        """The instructions of the only function whose name contains ``name``."""
         (instructions,) = (code for function, code in self.code.items() if name in function)
         return instructions
 
 
 def compile_for(architecture: str, sources: list[str], folder: Path, *flags: str) -> Machine:
-    """Compile these of ``csrc/cuda``, or others by their full path. Skips the test where it cannot."""
+    """Compile sources of ``csrc/cuda`` (or full paths). Skips the test if that is impossible."""
     if not shutil.which("nvcc"):
-        pytest.skip("there is no nvcc")
+        pytest.skip("nvcc is not installed")
     cuobjdump = _find_cuobjdump()
     if cuobjdump is None:
-        pytest.skip("there is no cuobjdump")
-    said, code = "", {}
+        pytest.skip("cuobjdump is not installed")
+    messages, code = "", {}
     for source in sources:
         cubin = folder / f"{Path(source).stem}.cubin"
         command = ["nvcc", "-cubin", "-O3", "-std=c++17", f"-arch={architecture}", "-Xptxas", "-v", *flags]
@@ -50,9 +50,9 @@ def compile_for(architecture: str, sources: list[str], folder: Path, *flags: str
             timeout=300,
         )
         if "Unsupported gpu architecture" in done.stderr:
-            pytest.skip(f"this nvcc does not know {architecture}")
+            pytest.skip(f"this nvcc does not support {architecture}")
         assert done.returncode == 0, done.stderr[-3000:]
-        said += done.stderr
+        messages += done.stderr
         path = {"PATH": f"{Path(cuobjdump).parent}:/usr/bin:/bin"}  # it calls nvdisasm
         listing = subprocess.run(
             [cuobjdump, "-sass", cubin], capture_output=True, text=True, check=True, env=path
@@ -63,8 +63,8 @@ def compile_for(architecture: str, sources: list[str], folder: Path, *flags: str
     names = subprocess.run(
         ["c++filt"], input="\n".join(code), capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
-    spills = re.findall(r"Function properties for (\S+)\n.*?(\d+) bytes spill stores", said)
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", messages)]
+    spills = re.findall(r"Function properties for (\S+)\n.*?(\d+) bytes spill stores", messages)
     assert len(spills) >= len(registers) > 0
     return Machine(
         architecture, registers, {name: int(n) for name, n in spills}, dict(zip(names, code.values()))
@@ -74,20 +74,22 @@ def compile_for(architecture: str, sources: list[str], folder: Path, *flags: str
 def _find_cuobjdump():
     found = shutil.which("cuobjdump")
     if found is None:
-        triton = pytest.importorskip("triton", reason="there is no cuobjdump, nor triton, which has one")
+        triton = pytest.importorskip(
+            "triton", reason="neither cuobjdump nor triton, which contains it, is installed"
+        )
         found = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     return found if Path(found).exists() else None
 
 
 def hot_loop(instructions, loads=r"\bLDG\S*\.128"):
-    """The innermost loop with the most of these; where several have as many, the last."""
+    """The innermost loop with the most loads; on ties, the last one."""
     jumps = [(at, re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)) for at, text in instructions]
     loops = [(int(to[1], 16), at) for at, to in jumps if to and int(to[1], 16) <= at]
     best = []
     for first, last in loops:
         if any(first <= a and b < last for a, b in loops):
-            continue  # it has loops in it
-        # Some loops are left by a CALL of what follows them, which is a jump.
+            continue  # it contains other loops
+        # Some loops are left by a CALL to the instruction after them, which is a jump.
         leave = rf"CALL\S* (0x{last + 16:x})$"
         loop = [re.sub(leave, r"BRA \1", text) for at, text in instructions if first <= at <= last]
         if count(loop, loads) >= count(best, loads):
@@ -100,13 +102,16 @@ def count(instructions, pattern):
 
 
 def instructions_of_an_element(instructions, size: int, inputs: int) -> float:
-    """Of the hot loop, which reads so many tensors and writes one, of elements of ``size`` bytes.
+    """Instructions per element in the hot loop, which reads ``inputs`` tensors and writes one.
 
-    It must do so by 128 bits at once, and use no local memory, nor double, nor atomics.
+    ``size`` is that of an element in bytes. All accesses must have 128 bits, and there must be no local
+    memory, double precision, or atomics.
     """
     loop = hot_loop(instructions)
     loads, stores = count(loop, r"\bLDG\S*\.128"), count(loop, r"\bSTG\S*\.128")
     assert stores > 0 and loads == stores * inputs
-    assert count(loop, r"\bLDG") == loads and count(loop, r"\bSTG") == stores, "all are of 128 bits"
+    assert count(loop, r"\bLDG") == loads and count(loop, r"\bSTG") == stores, (
+        "not all accesses have 128 bits"
+    )
     assert count(loop, r"\b(LDL|STL|CALL|DADD|DMUL|DFMA|ATOM|RED)") == 0
     return len(loop) / (stores * (16 // size))

@@ -16,7 +16,7 @@ SHAPES = {
     "numerator": (C, 6),
     "denominator": (C, 4),
 }
-"""Of the tensors; those that are not here have a number for each channel."""
+"""Shapes of the tensors; those that are not listed have one number per channel."""
 
 OTHERS = ("cpu_kernels", "norm_activation", "norm_activation_backward")
 """No op on tensors, and ops on lists of tensors, which have tests of their own."""
@@ -34,7 +34,7 @@ def overload(op: str) -> torch._ops.OpOverload:
 
 
 def make_arguments(op: str, dtype=torch.float32, device="cpu", memory_format=torch.contiguous_format) -> dict:
-    """Valid ones: by name, in the order of the schema."""
+    """Valid arguments by name, in the order of the schema."""
     generator = torch.Generator().manual_seed(0)
     others = {"eps": 1e-5, "alpha": 0.1, "output_mask": (True, True), "seed": torch.tensor(3)}
     arguments = {}

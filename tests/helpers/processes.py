@@ -1,6 +1,7 @@
-"""Commands in processes of their own, and waiting for them.
+"""Start commands in processes of their own, and wait for them.
 
-They are waited for by the work that they do: on a busy machine that takes longer, but is not more.
+The limits are on CPU time and on time without progress, since the elapsed time depends on how busy the
+machine is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(command: Sequence, log: Path, **variables: str) -> subprocess.Popen:
-    """Start a command in a process group of its own. What it prints is appended to a file."""
+    """Start a command in a process group of its own, and append its output to a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     with open(log, "ab") as file:
         return subprocess.Popen(
@@ -38,7 +39,7 @@ def free_port() -> int:
 
 
 def cpu_seconds(*pids: int) -> int:
-    """CPU time, in seconds, of these processes and of all that descend from them and still run."""
+    """CPU time, in seconds, of these processes and of all their descendants that are still running."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid=,cputimes="], capture_output=True, text=True).stdout
     table = {pid: rest for pid, *rest in (map(int, line.split()) for line in listed.splitlines())}
 
@@ -49,7 +50,7 @@ def cpu_seconds(*pids: int) -> int:
 
 
 def end(*processes: subprocess.Popen) -> None:
-    """Kill the process groups of commands that were started here, as far as they still run."""
+    """Kill the process groups of commands started by :func:`start`, if they are still running."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -76,17 +77,19 @@ def wait_until(
         if used - begin > cpu_limit or time.monotonic() - last_progress > idle_limit:
             end(*processes)
             idle = time.monotonic() - last_progress
-            raise AssertionError(f"gave up after {used - begin} s of CPU time, {idle:.0f} s without any")
+            raise AssertionError(
+                f"gave up after {used - begin} s of CPU time and {idle:.0f} s without progress"
+            )
 
 
 def wait_for_exit(process: subprocess.Popen, **limits: int) -> int:
-    """Wait until a process has ended, within the limits of ``wait_until``. Gives its exit status."""
+    """Wait until a process has ended, within the limits of ``wait_until``, and return its exit status."""
     wait_until(lambda: process.poll() is not None, process, **limits)
     return process.returncode
 
 
 def wait_for_metrics(folder: Path, process: subprocess.Popen) -> None:
-    """Wait until a training command has made 20 iterations, which is when it writes its first metrics."""
+    """Wait until a training command has completed 20 iterations, when it writes its first metrics."""
     metrics = folder / "metrics.json"
     wait_until(lambda: process.poll() is not None or (metrics.exists() and metrics.stat().st_size), process)
     assert process.poll() is None, "the training has ended"

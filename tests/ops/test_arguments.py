@@ -1,4 +1,4 @@
-"""``torch.ops.pwlu_det.*`` called directly: wrong arguments raise, whatever computes the op."""
+"""``torch.ops.pwlu_det.*`` called directly: wrong arguments raise, with every implementation of the ops."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ on_gpu = pytest.param(
     "cuda",
     marks=[
         pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
         pytest.mark.skipif(bool(kernels.CUDA_FALLBACK_REASON), reason=kernels.CUDA_FALLBACK_REASON),
     ],
 )
@@ -18,12 +18,12 @@ every_op = pytest.mark.parametrize("op", ALL_OPS)
 on_each_device = pytest.mark.parametrize("device", ["cpu", "meta", on_gpu])  # "meta": the fake kernels
 
 FREE_AXIS = {"points": 1, "coefficients": 1}
-"""Dimensions that may have any size, but for few of them."""
+"""Dimensions that may have almost any size."""
 
 
 def wrong_shapes(name, shape):
-    """Shapes that are near the right one."""
-    if name == "x":  # others may be right, too
+    """Wrong shapes that are similar to the right one."""
+    if name == "x":  # other shapes may be allowed, too
         return [(), shape[:1], (shape[0], shape[1] + 1, *shape[2:]), (shape[0], 0, *shape[2:])]
     near = [(), shape[:-1], (*shape, 1), (1, *shape), tuple(2 * size for size in shape)]
     for axis, size in enumerate(shape):
@@ -36,7 +36,7 @@ def wrong_shapes(name, shape):
 
 
 def wrong_tensors(name, tensor, device):
-    """What may not stand in place of an argument, with words for what is wrong."""
+    """Tensors that are not allowed for an argument, with the part of the error message that says why."""
     for shape in wrong_shapes(name, tuple(tensor.shape)):
         yield "shape", tensor.new_ones(shape)
     for dtype in (torch.int64, torch.bool, torch.complex64):
@@ -53,7 +53,7 @@ def wrong_tensors(name, tensor, device):
 
 @every_op
 @on_each_device
-def test_a_wrong_tensor_raises_one_error_that_names_it(op, device):
+def test_wrong_tensor_raises_an_error_that_names_it(op, device):
     right = make_arguments(op, device=device)
     overload(op)(*right.values())
     for name, value in right.items():
@@ -64,14 +64,14 @@ def test_a_wrong_tensor_raises_one_error_that_names_it(op, device):
             with pytest.raises(ValueError, match=f"^{op}: .*{what}") as error:
                 overload(op)(*{**right, name: wrong}.values())
                 pytest.fail(case)
-            # A shape may be right by itself; then it is the next argument that does not fit.
+            # A shape may be allowed by itself, so that the next argument is the one that does not fit.
             assert what == "shape" or f"{op}: {name} " in str(error.value), case
 
 
 @pytest.mark.parametrize("eps", [float("nan"), float("inf"), -1e-5])
 @pytest.mark.parametrize("op", [op for op in ALL_OPS if {"eps", "alpha"} & set(make_arguments(op))])
 @on_each_device
-def test_a_number_that_is_not_finite_or_negative_raises(op, device, eps):
+def test_negative_or_infinite_number_raises(op, device, eps):
     arguments = make_arguments(op, device=device)
     (name,) = {"eps", "alpha"} & set(arguments)
     with pytest.raises(ValueError, match=rf"{op}: {name} is .*must be finite and not negative"):
@@ -83,13 +83,13 @@ SEEDS = {"float": torch.tensor(1.0), "1-D": torch.tensor([1]), "meta": torch.ten
 
 @pytest.mark.parametrize("seed", SEEDS.values(), ids=SEEDS)
 @pytest.mark.parametrize("op", ["rpau", "rpau_backward"])
-def test_a_seed_that_is_no_number_raises(op, seed):
-    with pytest.raises(ValueError, match=f"{op}: seed must be a scalar in int64 on the CPU"):
+def test_wrong_seed_raises(op, seed):
+    with pytest.raises(ValueError, match=f"{op}: seed must be an int64 scalar on the CPU"):
         overload(op)(*{**make_arguments(op), "seed": seed}.values())
 
 
 def odd_layouts(tensor):
-    """The same values in other memory."""
+    """The same values with other strides."""
     yield tensor.transpose(0, -1).contiguous().transpose(0, -1)
     yield torch.stack([tensor, tensor], dim=-1)[..., 1]
     if tensor.dim() == 4:
@@ -99,7 +99,7 @@ def odd_layouts(tensor):
 
 @every_op
 @pytest.mark.parametrize("device", ["cpu", on_gpu])
-def test_any_strides_give_the_same_results(op, device):
+def test_results_do_not_depend_on_strides(op, device):
     arguments = make_arguments(op, device=device)
     expected = as_list(overload(op)(*arguments.values()))
     for name, value in arguments.items():
@@ -111,7 +111,7 @@ def test_any_strides_give_the_same_results(op, device):
 
 @pytest.mark.parametrize("op", BACKWARD_OPS)
 @pytest.mark.parametrize("device", ["cpu", on_gpu])
-def test_an_expanded_gradient(op, device):
+def test_expanded_gradient(op, device):
     arguments = make_arguments(op, device=device)
     one = torch.full((1, 1, 1, 1), 0.75, device=device)
     expanded = {**arguments, "grad": one.expand(SHAPES["grad"])}

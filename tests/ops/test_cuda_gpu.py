@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU, against plain torch in float64 on the CPU."""
+"""PWLU's CUDA kernels on a GPU, compared with plain torch in float64 on the CPU."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from pwlu_det.ops import kernels, pwlu, pwlu_phase1, reference
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.skipif(bool(kernels.CUDA_FALLBACK_REASON), reason=kernels.CUDA_FALLBACK_REASON),
 ]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -63,13 +63,13 @@ def test_kernels_agree_with_plain_torch(shape, n, dtype, layer_wise):
         check(x.detach().to(memory_format=last).requires_grad_(), parameters)
 
 
-def test_a_misaligned_view():
+def test_misaligned_view():
     x, parameters = make_site((1, 3, 20, 20), 16, 3)
     shifted = torch.empty(x.numel() + 1, device="cuda")[1:].view_as(x).copy_(x.detach()).requires_grad_()
     check(shifted, parameters)
 
 
-def test_gradients_are_the_same_bit_for_bit_from_run_to_run():
+def test_gradients_are_bit_identical_from_run_to_run():
     x, parameters = make_site((4, 64, 100, 100), 16, 64)
     grad = torch.randn_like(x)
     first, *others = (torch.autograd.grad(pwlu(x, *parameters), (x, *parameters), grad) for _ in range(5))
@@ -77,7 +77,7 @@ def test_gradients_are_the_same_bit_for_bit_from_run_to_run():
         assert all(torch.equal(a, b) for a, b in zip(first, other))
 
 
-def test_another_stream_is_used():
+def test_current_stream_is_used():
     x, parameters = make_site((4, 64, 100, 100), 16, 64)
     stream = torch.cuda.Stream()
     expected = pwlu(x, *parameters)
@@ -91,14 +91,14 @@ def test_another_stream_is_used():
     assert torch.equal(y, expected)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second GPU")
-def test_a_second_device_is_used():
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+def test_second_device():
     x, parameters = make_site((2, 3, 31, 33), 16, 3, device="cuda:1")
     assert all(result.device == x.device for result in check(x, parameters))
 
 
-def test_a_graph_captures_it():
-    """No op may synchronize with the GPU."""
+def test_cuda_graph():
+    """Capturing fails if an op synchronizes with the GPU."""
     x, parameters = make_site((2, 3, 31, 33), 16, 3)
     arguments = [t.detach() for t in (x, *parameters)]
     expected = torch.ops.pwlu_det.pwlu_backward(arguments[0], *arguments, (True, True))
@@ -122,7 +122,7 @@ def test_more_than_two_to_the_31_elements():
     free, _ = torch.cuda.mem_get_info()
     numel = 2**31 + 9
     if free < 5 * numel:
-        pytest.skip(f"{free / 2**30:.0f} GiB of the GPU's memory are free, and 10 are needed")
+        pytest.skip(f"needs 10 GiB of GPU memory; only {free / 2**30:.0f} GiB are free")
     x = torch.zeros(1, 1, numel, dtype=torch.bfloat16, device="cuda")
     x[..., -9:] = torch.arange(9)
     _, parameters = make_site((1, 1, 1), 16, 1)

@@ -1,4 +1,4 @@
-"""The pointwise activations' CUDA kernels on a GPU, against plain torch in float64 on the CPU."""
+"""The pointwise activations' CUDA kernels on a GPU, compared with plain torch in float64 on the CPU."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from pwlu_det.ops.pointwise import TABLE, broadcast_parameters, parameter_gradie
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.skipif(bool(kernels.CUDA_FALLBACK_REASON), reason=kernels.CUDA_FALLBACK_REASON),
 ]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -19,7 +19,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}
 
 
 def make_site(case, shape, dtype=torch.float32):
-    """x away from zero, and thresholds and offsets, where slopes change, between the values of x."""
+    """x away from zero, and thresholds and offsets (where slopes change) between the values of x."""
     torch.manual_seed(0)
     (name, *layer_wise), size = case[0].split(","), case[1]
     sizes = {"C": shape[1], "P": 1 if layer_wise else shape[1], "S": size}
@@ -75,7 +75,7 @@ def test_kernels_agree_with_plain_torch(case, shape, dtype):
 
 
 @every_case
-def test_a_misaligned_view(case):
+def test_misaligned_view(case):
     op, x, parameters = make_site(case, (1, 3, 20, 20))
     shifted = torch.empty(x.numel() + 1, device="cuda")[1:].view_as(x).copy_(x.detach()).requires_grad_()
     check(op, shifted, parameters)
@@ -91,7 +91,7 @@ def test_parameters_of_another_dtype(case):
 
 
 @every_case
-def test_gradients_are_the_same_bit_for_bit_from_run_to_run(case):
+def test_gradients_are_bit_identical_from_run_to_run(case):
     op, x, parameters = make_site(case, (4, 64, 100, 100))
     grad = torch.randn_like(x)
     first, *others = (torch.autograd.grad(op(x, *parameters), (x, *parameters), grad) for _ in range(3))
@@ -100,8 +100,8 @@ def test_gradients_are_the_same_bit_for_bit_from_run_to_run(case):
 
 
 @every_case
-def test_a_graph_captures_it(case):
-    """No op may synchronize with the GPU."""
+def test_cuda_graph(case):
+    """Capturing fails if an op synchronizes with the GPU."""
     op, x, parameters = make_site(case, (2, 3, 31, 33))
     backward = getattr(torch.ops.pwlu_det, f"{op.__name__}_backward")
     arguments = [t.detach() for t in (x, *parameters)]
@@ -114,8 +114,8 @@ def test_a_graph_captures_it(case):
     assert all(torch.equal(a, b) for a, b in zip(results, expected))
 
 
-def test_the_gpu_s_sigmoid():
-    """Within 4 units in the last place, and 0 if the result would not be a normal number."""
+def test_accuracy_of_the_gpu_sigmoid():
+    """Within 4 ulp, and 0 if the result would be subnormal."""
     x = torch.linspace(-100, 100, 200001).view(1, 1, -1)
     exact = (x.double() * x.double().sigmoid())[x > -87]
     y = ops.swish(x.cuda(), torch.ones(1, device="cuda")).cpu()

@@ -1,4 +1,4 @@
-"""Funnel ReLU's CUDA kernels on a GPU; ``test_frelu_cut.py`` tests each of them against its equation."""
+"""Funnel ReLU's CUDA kernels on a GPU; ``test_frelu_split.py`` compares each of them with its equation."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from pwlu_det.ops import frelu, frelu_inference, kernels
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.skipif(bool(kernels.CUDA_FALLBACK_REASON), reason=kernels.CUDA_FALLBACK_REASON),
 ]
 EPS = 1e-5
@@ -51,7 +51,7 @@ def test_kernels_agree_with_plain_torch_on_a_cpu(shape, channels_last, training)
 
 
 @both
-def test_results_are_the_same_bit_for_bit_from_run_to_run(training):
+def test_results_are_bit_identical_from_run_to_run(training):
     case = make_case((4, 64, 100, 100))
     first, *others = (run(*case, training) for _ in range(5))
     for other in others:
@@ -59,17 +59,17 @@ def test_results_are_the_same_bit_for_bit_from_run_to_run(training):
 
 
 @both
-def test_a_misaligned_view_and_strides_without_a_format(training):
+def test_misaligned_and_transposed_views(training):
     x, grad, parameters = make_case((2, 3, 20, 24))
     expected = run(x, grad, parameters, training)
     shifted = torch.empty(x.numel() + 1, device="cuda")[1:].view_as(x).copy_(x.detach()).requires_grad_()
-    turned = x.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
-    for view in shifted, turned:
+    transposed = x.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
+    for view in shifted, transposed:
         torch.testing.assert_close(run(view, grad, parameters, training), expected)
 
 
-def test_a_graph_captures_it():
-    """No op may synchronize with the GPU."""
+def test_cuda_graph():
+    """Capturing fails if an op synchronizes with the GPU."""
     x, grad, parameters = make_case((2, 3, 31, 33))
     x, parameters = x.detach(), [p.detach() for p in parameters]
 

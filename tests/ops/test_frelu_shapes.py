@@ -1,4 +1,4 @@
-"""Funnel ReLU's ops against the oracle for many shapes, layouts, strides and numbers of threads."""
+"""Funnel ReLU's ops compared with the oracle for many shapes, layouts, strides and numbers of threads."""
 
 import numpy as np
 import oracle_activations as oracle
@@ -65,7 +65,7 @@ def check_training(x, grad, weight, bias, gamma, beta):
     kept = conv.double().numpy()
     assert mean.dtype == var.dtype == gamma.dtype
     assert close(mean, kept.mean((0, 2, 3)), x.dtype, np.abs(kept).max())
-    # Sums are in double, over values some deviations from the mean: float64 has no extra digits for that.
+    # Sums are in double, relative to a value near the mean; for float64, this is no wider than the result.
     spread = kept.var((0, 2, 3)) * (1000 if x.dtype == torch.float64 else 1)
     assert close(var, kept.var((0, 2, 3)), x.dtype, spread + 1e-6)
     mean_, rstd = by_channel(mean.double().numpy()), by_channel((var.double().numpy() + EPS) ** -0.5)
@@ -80,9 +80,9 @@ def check_training(x, grad, weight, bias, gamma, beta):
     lost = normed > x_
     to_norm, count = np.where(lost, g, 0), x.numel() // x.shape[1]
     by_beta, by_gamma = to_norm.sum((0, 2, 3)), (to_norm * normal).sum((0, 2, 3))
-    centred = to_norm - by_channel(by_beta) / count - normal * by_channel(by_gamma) / count
+    centered = to_norm - by_channel(by_beta) / count - normal * by_channel(by_gamma) / count
     expected = (
-        *oracle.depthwise_gradients(np.where(lost, 0, g), centred * scale * rstd, x_, w),
+        *oracle.depthwise_gradients(np.where(lost, 0, g), centered * scale * rstd, x_, w),
         by_gamma,
         by_beta,
     )
@@ -145,7 +145,7 @@ def test_other_strides():
     check_training(x, grad.to(memory_format=torch.channels_last), *parameters)
 
 
-def test_statistics_survive_a_large_mean():
+def test_statistics_are_accurate_despite_a_large_mean():
     """The squares of values near a thousand lose a variance of 1e-2 if they are summed in float."""
     x = torch.randn(2, 3, 50, 60, generator=torch.Generator().manual_seed(0)) * 0.1 + 1000
     weight, ones = torch.zeros(3, 1, 3, 3), torch.ones(3)
@@ -160,7 +160,7 @@ def test_statistics_survive_a_large_mean():
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_nan_reaches_its_neighbours_and_in_training_its_channel(channels_last):
+def test_nan_spreads_to_its_neighbors_and_in_training_to_its_channel(channels_last):
     x, grad, parameters = make_case((2, 3, 6, 20), torch.float32, channels_last)
     x[1, 1, 2, 7] = torch.nan
     y = frelu_inference(x, *parameters[:2])

@@ -1,4 +1,4 @@
-"""The compiled kernels pass the ops' tests, and agree with plain torch in cases that those do not cover."""
+"""The compiled kernels pass the tests of the ops, and agree with plain torch in further cases."""
 
 import os
 import shutil
@@ -26,23 +26,23 @@ def run_python(*arguments, **environment):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++ to build the kernels with")
-def test_kernels_are_built_where_there_is_a_compiler():
+@pytest.mark.skipif(not shutil.which("g++"), reason="g++, which builds the kernels, is not installed")
+def test_kernels_are_built_if_there_is_a_compiler():
     assert kernels.FALLBACK_REASON in ("", "PWLU_DET_CPU_KERNELS is none")
 
 
-# The present test session itself tests the best kernels that the processor supports.
+# This test session itself uses the best kernels that the processor supports.
 @built
-@pytest.mark.parametrize("lesser", [k for k in ("avx2", "baseline", "none") if k != kernels_in_use()])
-def test_the_op_s_tests_pass_with_lesser_kernels(lesser):
-    names = ["pwlu", "robust", "arguments", "output_mask", *(["pointwise"] if lesser == "none" else [])]
+@pytest.mark.parametrize("other", [k for k in ("avx2", "baseline", "none") if k != kernels_in_use()])
+def test_tests_of_the_ops_pass_with_other_kernels(other):
+    names = ["pwlu", "robust", "arguments", "output_mask", *(["pointwise"] if other == "none" else [])]
     files = [HERE / f"test_{name}.py" for name in names]
-    code, output = run_python("-m", "pytest", *files, PWLU_DET_CPU_KERNELS=lesser)
+    code, output = run_python("-m", "pytest", *files, PWLU_DET_CPU_KERNELS=other)
     assert code == 0, output[-3000:]
 
 
 @built
-def test_a_library_names_the_torch_that_it_is_built_for():
+def test_library_contains_the_torch_version_that_it_is_built_for():
     (path,) = (p for s in EXTENSION_SUFFIXES if (p := kernels.PACKAGE / f"_C{s}").exists())
     assert kernels._torch_of(path) == torch.__version__.split("+")[0]
 
@@ -56,19 +56,19 @@ def test_environment_report_names_the_kernels_in_use():
     assert code == 1 and "PWLU_DET_CPU_KERNELS is 'fast'; it must be one of avx512, avx2" in output
 
 
-def test_a_missing_or_broken_library_falls_back_with_a_warning(monkeypatch, tmp_path):
+def test_missing_or_broken_library_falls_back_with_a_warning(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "PACKAGE", tmp_path)
     monkeypatch.delenv("PWLU_DET_CPU_KERNELS", raising=False)
-    with pytest.warns(UserWarning, match="activations run on plain torch.*are not built"):
+    with pytest.warns(UserWarning, match="activations run in plain torch.*are not built"):
         assert "not built" in kernels.load()
     (tmp_path / "_C.cpython-27-other.so").write_bytes(b"")
-    with pytest.warns(UserWarning, match="are not built.*; _C.cpython-27-other.so is not for this Python"):
+    with pytest.warns(UserWarning, match="are not built.*; _C.cpython-27-other.so is for another Python"):
         kernels.load()
     (tmp_path / "_C.so").write_bytes(b"not a library")
     with pytest.warns(UserWarning, match=r"plain torch.*_C.so cannot be loaded"):
         kernels.load()
     (tmp_path / "_C.so").write_bytes(b"no library\0pwlu_det kernels for torch 1.2.3\0")
-    with pytest.warns(UserWarning, match=r"_C.so is built for torch 1.2.3, this is torch \d"):
+    with pytest.warns(UserWarning, match=r"_C.so is built for torch 1.2.3, but this is torch \d"):
         kernels.load()
     (tmp_path / "_C_failure.txt").write_text("the build failed: no compiler\n")
     with pytest.warns(UserWarning, match="plain torch.*no compiler"):
@@ -185,8 +185,10 @@ def test_other_strides(x):
 
 
 @built
-@pytest.mark.skipif(kernels_in_use() in ("baseline", "plain torch"), reason="these have no such kernels")
-def test_the_most_parameters_of_a_channel():
+@pytest.mark.skipif(
+    kernels_in_use() in ("baseline", "plain torch"), reason="this limit is that of the kernels"
+)
+def test_maximum_number_of_parameters_per_channel():
     x, many = torch.randn(1, 2, 5), torch.rand(2, 64) / 64
     torch.testing.assert_close(
         torch.ops.pwlu_det.slaf(x, many),

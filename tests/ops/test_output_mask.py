@@ -1,4 +1,4 @@
-"""Backward ops compute what is asked for: the same bits, and nothing else."""
+"""Backward ops compute only the gradients that are requested, with the same bits as all together."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ on_gpu = pytest.param(
     "cuda",
     marks=[
         pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
         pytest.mark.skipif(bool(kernels.CUDA_FALLBACK_REASON), reason=kernels.CUDA_FALLBACK_REASON),
     ],
 )
@@ -26,7 +26,7 @@ def bits(tensor):
 
 
 def assert_masked(op, arguments):
-    """Each gradient that is asked for has the bits that it has among all; the others are empty."""
+    """Requested gradients are bit-identical to those of the full backward; the others are empty."""
     full = overload(op)(*arguments.values())
     assert all(torch.is_tensor(g) and g.numel() > 0 for g in full)
     for mask in (True, False), (False, True), (False, False):
@@ -46,15 +46,15 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", BACKWARD_OPS)
 @on_each_device
-def test_masked_gradients_have_the_bits_of_all(device, op, dtype, memory_format):
+def test_requested_gradients_equal_the_full_backward(device, op, dtype, memory_format):
     assert_masked(op, make_arguments(op, dtype, device, memory_format))
 
 
 @pytest.mark.parametrize("memory_format", LAYOUTS, ids=str)
 @pytest.mark.parametrize("op", BACKWARD_OPS)
 @on_each_device
-def test_also_where_float32_overflows_on_the_way(device, op, memory_format):
-    """In gradients of x, in sums of parameters' gradients, or in both: what is then computed in double."""
+def test_requested_gradients_if_float32_overflows(device, op, memory_format):
+    """If the gradient of x, the sums for the parameters, or both overflow, they are recomputed in double."""
     arguments = make_arguments(op, device=device, memory_format=memory_format)
     x, grad = arguments["x"], arguments["grad"]
     for value, gradient in (1e30, 1.0), (1.0, 3e38), (1e18, 1e25), (float("nan"), 1.0), (1.0, float("inf")):
@@ -68,14 +68,14 @@ def test_also_where_float32_overflows_on_the_way(device, op, memory_format):
 @pytest.mark.parametrize("num_intervals", [1, 5, 14, 22, 40, 300])
 @pytest.mark.parametrize("layer_wise", [False, True])
 @on_each_device
-def test_tables_of_pwlu_of_any_size(device, layer_wise, num_intervals, memory_format):
+def test_pwlu_with_any_number_of_intervals(device, layer_wise, num_intervals, memory_format):
     arguments = make_arguments("pwlu_backward", device=device, memory_format=memory_format)
     arguments["points"] = torch.randn(8, num_intervals + 1, device=device)
     if layer_wise:
         names = ("points", "left_bound", "right_bound", "left_slope", "right_slope")
         arguments |= {name: arguments[name][:1] for name in names}
     assert_masked("pwlu_backward", arguments)
-    arguments["points"][:, 0] = 3e38  # slopes that float32 does not hold
+    arguments["points"][:, 0] = 3e38  # the slopes overflow float32
     arguments["points"][:, 1] = -3e38
     assert_masked("pwlu_backward", arguments)
 
@@ -93,7 +93,7 @@ def test_any_number_of_coefficients(device, op, size):
 
 
 class Masks(TorchDispatchMode):
-    """Notes the output_mask of each backward op that is called."""
+    """Records the output_mask of each backward op that is called."""
 
     def __init__(self):
         super().__init__()
@@ -111,7 +111,7 @@ def results_of(op, arguments):
 
 
 @pytest.mark.parametrize("op", WITH_GRADIENTS)
-def test_autograd_asks_for_what_needs_a_gradient(op):
+def test_autograd_requests_only_needed_gradients(op):
     arguments = {n: v for n, v in make_arguments(op).items() if n != "output_mask"}
     learned = [name for name, v in arguments.items() if torch.is_tensor(v) and v.is_floating_point()]
     for needed, mask in (
@@ -134,7 +134,7 @@ def test_autograd_asks_for_what_needs_a_gradient(op):
 
 
 class Zeros(TorchDispatchMode):
-    """Counts the tensors of zeros that are made like others."""
+    """Counts the calls of ``zeros_like``."""
 
     count = 0
 
@@ -144,7 +144,7 @@ class Zeros(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("needed", [(0, 2), (1, 4), (0,)], ids=str)
-def test_a_site_in_phase_1_makes_zeros_for_the_parameters_that_need_them(needed):
+def test_phase1_creates_zeros_only_for_needed_gradients(needed):
     inputs = [t.requires_grad_(i in needed) for i, t in enumerate(make_arguments("pwlu_phase1").values())]
     y, *_ = ops.pwlu_phase1(*inputs)
     with Zeros() as zeros:

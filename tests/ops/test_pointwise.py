@@ -75,7 +75,7 @@ def check(case, x, parameters):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_op
-def test_output_and_gradients_are_those_of_the_papers(case, dtype):
+def test_output_and_gradients_match_the_papers(case, dtype):
     check(
         case,
         make_input((2, 3, 4, 3), dtype),
@@ -132,7 +132,7 @@ def test_empty_input(case, shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @every_op
-def test_ops_obey_the_rules_of_torch_library(case, dtype):
+def test_opcheck(case, dtype):
     parameters = make_parameters(case)
     x = make_input((2, 3, 4, 5), dtype).to(memory_format=torch.channels_last)
     op, backward = (
@@ -146,7 +146,7 @@ def test_ops_obey_the_rules_of_torch_library(case, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @every_op
-def test_dtypes_are_those_of_the_input_and_of_the_parameters(case, dtype):
+def test_dtypes_follow_the_input_and_the_parameters(case, dtype):
     x = make_input((2, 3, 4), dtype).requires_grad_()
     for of_parameters in (torch.float32, torch.float64, torch.bfloat16):
         parameters = make_parameters(case, of_parameters)
@@ -159,7 +159,7 @@ def test_dtypes_are_those_of_the_input_and_of_the_parameters(case, dtype):
 
 
 @pytest.mark.parametrize("case", [name for name in ORACLES if name != "slaf"])
-def test_large_values_overflow_only_where_the_exact_result_does(case):
+def test_results_overflow_only_where_the_exact_result_does(case):
     for dtype, largest in ((torch.float16, 6e4), (torch.bfloat16, 1e18), (torch.float32, 1e18)):
         parameters = [p.detach().div(4).requires_grad_() for p in make_parameters(case)]
         x = torch.tensor([-1.0, -0.5, -1e-3, 1e-3, 0.5, 1.0]).mul(largest).to(dtype)
@@ -174,7 +174,7 @@ def test_large_values_overflow_only_where_the_exact_result_does(case):
 
 @st.composite
 def sites(draw):
-    """An op, parameters and an input in float64, of very different sizes: powers of two, and zeros."""
+    """An op, parameters and an input in float64 of very different magnitudes: powers of two, and zeros."""
     case = draw(st.sampled_from(sorted(ORACLES)))
     size = st.builds(lambda e, sign: sign * 2.0**e, st.integers(-20, 3), st.sampled_from([-1, 1]))
     parameters = [p.detach().double() for p in make_parameters(case)]
@@ -186,7 +186,7 @@ def sites(draw):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(sites())
-def test_any_parameters_and_input(site):
+def test_random_parameters_and_input(site):
     """Zeros, crossed thresholds and any signs: equal up to rounding of the largest term."""
     case, x, parameters = site
     y = op_of(case)(x, *parameters)
@@ -196,8 +196,8 @@ def test_any_parameters_and_input(site):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_pau_beyond_what_powers_of_x_can_hold(dtype):
-    """float16 ends at 65,504, which x^5 would exceed at x = 10; Q may have only low powers."""
+def test_pau_where_powers_of_x_overflow(dtype):
+    """The maximum of float16 is 65,504, which x^5 exceeds at x = 10; Q may have only low powers."""
     numerator = torch.tensor([[0.5, 1, 0.5, 0.25, 0.5, 0.125], [0, 1, 0, 0, 0, 0.0], [0, 0, 0, 1, 0, 0.0]])
     denominator = torch.tensor([[1, 1, 0.5, 0.25], [0, 0, 0, 0.0], [0, 1, 0, 0.0]])
     x = torch.tensor([-6e4, -3e3, -300, -10, -1, 0, 1, 10, 300, 3e3, 6e4])[:, None].repeat(1, 3).to(dtype)
@@ -209,7 +209,7 @@ def test_pau_beyond_what_powers_of_x_can_hold(dtype):
     assert x.grad.isfinite().all()
 
 
-def test_nan_stays_in_its_place():
+def test_nan_affects_only_its_own_element():
     for case in ORACLES:
         parameters, x = make_parameters(case), make_input((2, 3, 5))
         expected = op_of(case)(x, *parameters)
@@ -219,13 +219,13 @@ def test_nan_stays_in_its_place():
         assert torch.equal(y[~x.isnan()], expected[~x.isnan()]), case
 
 
-def test_swish_is_within_three_units_of_its_own_size():
+def test_relative_error_of_swish():
     x = torch.linspace(-87, 87, 600_001)[None, None]
     y, exact = as_numpy(ops.swish(x, torch.ones(1))), oracle.swish(as_numpy(x))
     assert np.abs(y / exact - 1)[x.numpy() != 0].max() < 3 * 2.0**-23
 
 
-def test_swish_is_flat_far_to_the_left():
+def test_swish_vanishes_for_large_negative_input():
     x = torch.tensor([[[-1e2, -1e18, -3e38]]], requires_grad=True)
     y = ops.swish(x, torch.ones(1))
     (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
@@ -233,8 +233,8 @@ def test_swish_is_flat_far_to_the_left():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_every_number_of_16_bits_is_rounded_once(dtype):
-    """They include ties, which round to even, subnormal numbers, infinities and NaN."""
+def test_results_of_all_16_bit_numbers_are_rounded_once(dtype):
+    """They include ties, which round to even, and subnormal numbers, infinities and NaN."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)[None, None]
     for slope in (1.5, 0.75, 1.0):
         slope = torch.full((1,), slope)
@@ -242,13 +242,13 @@ def test_every_number_of_16_bits_is_rounded_once(dtype):
         torch.testing.assert_close(ops.prelu(x, slope), expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_the_left_threshold_of_srelu_counts_only_where_the_right_one_does_not():
+def test_right_threshold_of_srelu_takes_precedence():
     x = torch.tensor([[-1.0], [0.0], [1.0]]).double()
     crossed = [torch.tensor([value]).double() for value in (0.5, 3.0, -0.5, 2.0)]
     check("srelu", x, [p.requires_grad_() for p in crossed])
 
 
-def test_gradients_do_not_change_from_run_to_run():
+def test_gradients_are_bit_identical_from_run_to_run():
     x = make_input((5, 3, 90, 95)).requires_grad_()
     for case in ORACLES:
         parameters = make_parameters(case)
@@ -265,7 +265,7 @@ def test_wrong_arguments_are_named(case):
     name = op.__name__
     with pytest.raises(ValueError, match=rf"{name}: x has dtype (int64|Long); float32, float64"):
         op(torch.zeros(4, 3, dtype=torch.int64), *parameters)
-    with pytest.raises(ValueError, match=rf"{name}: x has shape \[4\]; \[B, C, \*\]"):
+    with pytest.raises(ValueError, match=rf"{name}: x has shape \[4\]; .*\[B, C, \*\]"):
         op(torch.zeros(4), *parameters)
     for position, label in enumerate(TABLE[name]):
         wrong = list(parameters)
@@ -279,7 +279,7 @@ def test_wrong_arguments_are_named(case):
     [((2, 6), (2, 4)), ((3, 5), (3, 4)), ((3, 6), (1, 4)), ((3, 6), (3, 4, 1))],
     ids=str,
 )
-def test_pau_takes_one_function_or_one_for_each_channel(numerator, denominator):
+def test_pau_takes_one_function_per_layer_or_per_channel(numerator, denominator):
     with pytest.raises(
         ValueError, match=r"pau: (numerator|denominator) has shape .*it must be \[P, [64]\] with C = 3"
     ):
@@ -300,7 +300,7 @@ def drawn_coefficients(parameter, x, seed, alpha, skip=0):
     ]
 
 
-def test_rpau_is_pau_at_drawn_coefficients_and_so_are_its_gradients():
+def test_rpau_and_its_gradients_are_those_of_pau_at_the_drawn_coefficients():
     numerator, denominator = make_parameters("pau", torch.float64)
     x = make_input((2, 3, 4, 3), torch.float64).requires_grad_()
     seed, alpha, grad = torch.tensor(7), 0.2, torch.randn(x.shape, dtype=torch.float64)
@@ -324,7 +324,7 @@ def test_rpau_is_pau_at_drawn_coefficients_and_so_are_its_gradients():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_rpau_obeys_the_rules_of_torch_library(dtype):
+def test_opcheck_of_rpau(dtype):
     parameters, x = (
         make_parameters("pau"),
         make_input((2, 3, 4, 5), dtype).to(memory_format=torch.channels_last),

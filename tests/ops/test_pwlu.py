@@ -24,7 +24,7 @@ def seed():
 @channel_and_layer_wise
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [1, 2, 3, 16, 64, 1024])
-def test_output_and_gradients_are_those_of_the_paper(n, dtype, num_functions):
+def test_output_and_gradients_match_the_paper(n, dtype, num_functions):
     parameters = make_parameters(num_functions, n, torch.promote_types(dtype, torch.float32))
     check(make_input((4, 3, 9, 11), parameters, dtype), parameters)
 
@@ -37,7 +37,7 @@ def test_any_number_of_dimensions(shape, num_functions):
 
 
 @pytest.mark.parametrize("n", [1, 3, 16])
-def test_a_knot_belongs_to_the_interval_on_its_right(n):
+def test_knot_belongs_to_the_interval_on_its_right(n):
     points, left, right, left_slope, right_slope = make_parameters(1, n, torch.float64)
     knots = torch.linspace(left.item(), right.item(), n + 1, dtype=torch.float64)[:, None].requires_grad_()
     y = pwlu(knots, points, left, right, left_slope, right_slope)
@@ -52,7 +52,7 @@ def test_a_knot_belongs_to_the_interval_on_its_right(n):
 
 
 @pytest.mark.parametrize("n", [7, 49])
-def test_the_right_bound_is_outside_also_where_the_interval_is_not_exact(n):
+def test_right_bound_is_outside_even_if_the_interval_length_is_rounded(n):
     """x >= B_R is the third case of equation 1, but (B_R - B_L)/d may round to below N."""
     left = torch.rand(200) - 1
     right = left + torch.rand(200) + 0.5
@@ -111,7 +111,7 @@ def test_empty_input(shape, num_functions):
         assert torch.equal(parameter.grad, torch.zeros_like(parameter)), name
 
 
-def test_large_input_and_gradients_that_do_not_change_from_run_to_run():
+def test_large_input_has_bit_identical_gradients_from_run_to_run():
     # Half a million elements are more than one thread, block or part handles, so partial sums are combined.
     parameters = make_parameters(3, 4)
     x = make_input((5, 3, 180, 190), parameters)
@@ -154,7 +154,7 @@ def sites(draw):
 
 @quick
 @given(sites())
-def test_output_is_exact_wherever_the_bounds_are(site):
+def test_output_is_accurate_for_any_bounds(site):
     x, parameters = site
     arrays = [as_numpy(p) for p in parameters]
     elements = oracle.per_function(as_numpy(x), len(arrays[1]))
@@ -172,7 +172,7 @@ def test_output_is_exact_wherever_the_bounds_are(site):
     st.sampled_from([0.0, -40.0, 1e3]),
     st.sampled_from([0.0, 1.0, -0.5, 1e-3, 100.0]),
 )
-def test_finite_wherever_the_exact_value_is(dtype, n, width, center, slope):
+def test_results_are_finite_where_the_exact_value_is(dtype, n, width, center, slope):
     info = torch.finfo(dtype)
     values = torch.tensor(
         [info.max, info.max / 2, info.tiny, info.tiny / 4, 0.0, center], dtype=torch.float64
@@ -196,9 +196,9 @@ def test_finite_wherever_the_exact_value_is(dtype, n, width, center, slope):
 
 @pytest.mark.parametrize("level", [False, True], ids=["", "outer slopes 0"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nan_stays_in_its_place(dtype, level):
+def test_nan_affects_only_its_own_element(dtype, level):
     parameters = make_parameters(3, 16, torch.promote_types(dtype, torch.float32))
-    if level:  # like the left side of ReLU; 0 * NaN must not become 0
+    if level:  # as on the left of ReLU; 0 * NaN must not become 0
         parameters[3:] = torch.zeros(2, 3, dtype=parameters[0].dtype)
     clean = make_input((2, 3, 5), parameters, dtype)
     x = clean.clone()
@@ -218,7 +218,7 @@ def test_nan_stays_in_its_place(dtype, level):
     "slope, left, right",
     [(2.0, -torch.inf, torch.inf), (-2.0, torch.inf, -torch.inf), (0.0, 0.5, -0.25), (-0.0, 0.5, -0.25)],
 )
-def test_infinity_follows_the_outer_slope_or_ends_level(slope, left, right, dtype):
+def test_infinity_follows_the_outer_slope_or_gives_the_end_point(slope, left, right, dtype):
     slopes = torch.full((1,), slope)
     points, bound = torch.tensor([[0.5, 9.0, -0.25]]), torch.tensor([3.0])
     x = torch.tensor([[-torch.inf], [torch.inf]], dtype=dtype, requires_grad=True)
@@ -229,7 +229,7 @@ def test_infinity_follows_the_outer_slope_or_ends_level(slope, left, right, dtyp
 
 
 @pytest.mark.parametrize("width", [0.0, -1e-5, -2.0, 5e-5], ids=str)
-def test_bounds_that_crossed_count_as_1e_4_apart(width):
+def test_crossed_bounds_are_treated_as_1e_4_apart(width):
     points, left, _, *slopes = make_parameters(3, 4)
     parameters = points, left, (left + width).detach().requires_grad_(), *slopes
     near = left.detach() + torch.tensor([[-1e-3], [1e-5], [3e-5], [6e-5], [9e-5], [2e-4]])
@@ -240,7 +240,7 @@ def test_bounds_that_crossed_count_as_1e_4_apart(width):
 
 @pytest.mark.parametrize("position", range(5), ids=NAMES[1:])
 @pytest.mark.parametrize("function", [pwlu, pwlu_phase1])
-def test_a_parameter_of_the_wrong_shape_is_named(function, position):
+def test_parameter_of_the_wrong_shape_is_named(function, position):
     parameters = make_parameters(3, 16)
     parameters[position] = torch.zeros(2, 17) if position == 0 else torch.zeros(2)
     with pytest.raises(ValueError, match=f"{function.__name__}: {NAMES[1 + position]} has shape"):
@@ -256,16 +256,16 @@ def test_points_need_two_dimensions_and_an_interval(points):
 
 
 @pytest.mark.parametrize("function", [pwlu, pwlu_phase1])
-def test_an_input_that_does_not_fit_is_named(function):
+def test_wrong_input_is_named(function):
     parameters = make_parameters(1, 16)
     with pytest.raises(ValueError, match=r"x has dtype (int64|Long); float32, float64, float16 and bfloat16"):
         function(torch.zeros(4, 3, dtype=torch.int64), *parameters)
-    with pytest.raises(ValueError, match=r"x has shape \[4\]; \[B, C, \*\]"):
+    with pytest.raises(ValueError, match=r"x has shape \[4\]; .*\[B, C, \*\]"):
         function(torch.zeros(4), *parameters)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast_leaves_the_dtype_alone(dtype):
+def test_autocast_does_not_change_the_dtype(dtype):
     parameters = make_parameters(3, 16)
     x = make_input((2, 3, 4, 4), parameters, dtype)
     with torch.autocast("cpu", torch.bfloat16):
@@ -276,7 +276,7 @@ def test_autocast_leaves_the_dtype_alone(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_ops_obey_the_rules_of_torch_library(dtype):
+def test_opcheck(dtype):
     parameters = make_parameters(3, 4)
     x = make_input((2, 3, 4, 5), parameters, dtype).to(memory_format=torch.channels_last)
     ops = torch.ops.pwlu_det
@@ -314,7 +314,7 @@ def test_phase1_is_relu_bit_for_bit(dtype):
 @channel_and_layer_wise
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_phase1_takes_the_moments_of_its_input(shape, dtype, num_functions):
+def test_phase1_computes_the_moments_of_its_input(shape, dtype, num_functions):
     # The mean is far from zero, so that a mean of squares would lose the variance.
     x = (torch.randn(shape) * 0.5 + 60).to(dtype).requires_grad_()
     wide = torch.promote_types(dtype, torch.float32)
@@ -330,7 +330,7 @@ def test_phase1_takes_the_moments_of_its_input(shape, dtype, num_functions):
     np.testing.assert_allclose(as_numpy(deviation), squares, rtol=60 * unit)
 
 
-def test_phase1_keeps_the_layout_and_takes_empty_input():
+def test_phase1_preserves_the_layout_and_accepts_empty_input():
     parameters = make_parameters(3, 16)
     x = make_input((2, 3, 5, 7), parameters).to(memory_format=torch.channels_last)
     y, *moments = pwlu_phase1(x, *parameters)

@@ -1,4 +1,4 @@
-"""The accuracy of PWLU, for numbers of any size, against a reference in extended precision."""
+"""The accuracy of PWLU for numbers of any magnitude, compared with a reference in extended precision."""
 
 from itertools import product
 
@@ -14,10 +14,10 @@ from pwlu_det.ops import pwlu
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = tuple(product(("contiguous", "channels_last"), ("channel-wise", "layer-wise")))
 F64_LIMIT = 1e150
-"""The largest float64 parameter that is claimed to work: there is no wider type to compute in."""
+"""The largest float64 parameter that must work: there is no wider type to compute in."""
 
 pytestmark = pytest.mark.skipif(
-    np.finfo(np.longdouble).eps == np.finfo(np.float64).eps, reason="long double is no wider than double here"
+    np.finfo(np.longdouble).eps == np.finfo(np.float64).eps, reason="needs a long double wider than double"
 )
 each_layout = pytest.mark.parametrize("layout", LAYOUTS, ids="-".join)
 each_wise = pytest.mark.parametrize("wise", ["channel-wise", "layer-wise"])
@@ -74,7 +74,7 @@ def ordinary_case(size, n, layout, seed, dtype=torch.float32):
 
 @each_layout
 @pytest.mark.parametrize("n", [1, 16, 23, 64])
-def test_float32_output_is_within_two_units(n, layout):
+def test_float32_output_is_within_two_ulp(n, layout):
     """In units in the last place of the largest of y and the values at the two ends of the bin."""
     x, parameters = ordinary_case(40_000, n, layout, seed=n)
     functions = functions_of(parameters)
@@ -135,7 +135,7 @@ def test_float32_parameter_gradients_of_one_g_in_one_bin(bin, wise):
     assert_gradients_are_exact(x, torch.full_like(x, 1.9851837), parameters, 1e-6)
 
 
-# --- numbers of any size ------------------------------------------------------------------------
+# --- numbers of any magnitude -------------------------------------------------------------------
 
 
 def draw_sizes(draw, limit, count):
@@ -246,7 +246,7 @@ def check_function(f, x, g, dtype, own, y, grad_x, grads):
 
 @examples(300)
 @given(extreme_cases())
-def test_finite_and_near_wherever_the_exact_value_fits(case):
+def test_results_are_accurate_where_the_exact_value_fits(case):
     x, grad, parameters = case
     y, grad_x, grads = run(x, grad, parameters)
     functions = functions_of(parameters)
@@ -263,8 +263,8 @@ def test_finite_and_near_wherever_the_exact_value_fits(case):
 @each_layout
 @each_dtype
 @pytest.mark.parametrize("n", [16, 64])
-def test_nan_and_infinity_stay_in_their_places(n, dtype, layout):
-    """No other bit of y or of x's gradient changes. With a slope of 0, y is the end point's value."""
+def test_nan_and_infinity_affect_only_their_own_elements(n, dtype, layout):
+    """No other bit of y or of x's gradient changes. If the slope is 0, y is the end point's value."""
     clean, parameters = ordinary_case(1_000, n, layout, seed=3, dtype=dtype)
     points, *_, left_slope, right_slope = parameters
     left_slope[0] = 0
@@ -292,7 +292,7 @@ def test_nan_and_infinity_stay_in_their_places(n, dtype, layout):
 @pytest.mark.parametrize(
     "position", range(5), ids=["points", "left_bound", "right_bound", "left_slope", "right_slope"]
 )
-def test_a_parameter_that_is_nan_gives_nan(position, dtype, layout):
+def test_nan_parameter_gives_nan(position, dtype, layout):
     """In every y that depends on it (for a bound, all of its function), and in its function's gradients."""
     x, parameters = ordinary_case(1_000, 16, layout, seed=4, dtype=dtype)
     y, _, grads = run(x, torch.ones_like(x), parameters)
@@ -310,8 +310,8 @@ def test_a_parameter_that_is_nan_gives_nan(position, dtype, layout):
 
 
 @each_layout
-def test_sums_may_overflow_float32_in_between(layout):
-    """Their exact total does not overflow, nor does the result, as every partial sum is in float64."""
+def test_partial_sums_may_overflow_float32(layout):
+    """The result does not overflow if the exact total does not, since every partial sum is in float64."""
     largest = torch.finfo(torch.float32).max
     count = 3 if layout[1] == "channel-wise" else 1
     x = torch.empty(2, 3, 20, 50).contiguous(

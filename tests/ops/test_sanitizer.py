@@ -1,4 +1,4 @@
-"""The CPU kernels under AddressSanitizer: they read and write nothing but what they are given."""
+"""The CPU kernels under AddressSanitizer: they access only the memory of their arguments and results."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def run(command, folder, **environment):
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory):
-    """Run Python in a copy of the package whose kernels are built with the sanitizer."""
+    """A function that runs Python with a copy of the package whose kernels are built with the sanitizer."""
     folder = tmp_path_factory.mktemp("sanitized")
     shutil.copytree(
         ROOT / "pwlu_det", folder / "pwlu_det", ignore=shutil.ignore_patterns("_C*", "__pycache__")
@@ -63,18 +63,18 @@ def sanitized(tmp_path_factory):
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++ to build the kernels with"),
+    pytest.mark.skipif(not shutil.which("g++"), reason="g++, which builds the kernels, is not installed"),
 ]
 
 
-def test_the_sanitizer_sees_what_the_kernels_read(sanitized):
+def test_sanitizer_checks_the_kernels(sanitized):
     code, output = sanitized("-c", BEYOND_THE_END)
     assert code != 0 and "AddressSanitizer: heap-buffer-overflow" in output and "pwlu_cpu.cpp" in output
 
 
 @pytest.mark.parametrize("kernels", ["avx512", "baseline"])
-def test_nothing_is_read_or_written_beyond_the_end(sanitized, kernels):
-    """With the best kernels that the processor has, and with those for any."""
+def test_kernels_do_not_access_memory_out_of_bounds(sanitized, kernels):
+    """The best kernels that the processor supports, and the baseline."""
     files = [ROOT / "tests" / "ops" / name for name in TESTS]
     code, output = sanitized(
         "-m", "pytest", "--rootdir", ROOT, "-p", "no:cacheprovider", *files, PWLU_DET_CPU_KERNELS=kernels

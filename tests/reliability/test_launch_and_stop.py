@@ -1,4 +1,4 @@
-"""Real runs that torchrun or SLURM's variables start, and runs that SIGTERM ends."""
+"""Real runs that are started by torchrun or by SLURM's variables, or stopped by SIGTERM."""
 
 import os
 import signal
@@ -15,17 +15,17 @@ TWO = ("--num-gpus", "2")
 
 
 def launch(folder, *arguments, options=(), python=(sys.executable,), **variables):
-    """Start a run with OUTPUT_DIR ``folder``; what it prints goes to a file beside it."""
+    """Start a run with OUTPUT_DIR ``folder``; its output goes to a file next to the folder."""
     command = [*python, TOOL, "--config-file", CONFIG, *arguments, *SMALL, *options, "OUTPUT_DIR", folder]
-    return start(command, printed(folder), **variables)
+    return start(command, log_of(folder), **variables)
 
 
-def printed(folder):
+def log_of(folder):
     return folder.with_suffix(".txt")
 
 
 def run(folder, *arguments, code=0, **rest):
-    assert wait_for_exit(launch(folder, *arguments, **rest)) == code, printed(folder).read_text()[-3000:]
+    assert wait_for_exit(launch(folder, *arguments, **rest)) == code, log_of(folder).read_text()[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def expected(tmp_path_factory):
     return load_final(folder)
 
 
-def test_torchrun_trains_as_num_gpus_does(tmp_path, expected):
+def test_torchrun_matches_num_gpus(tmp_path, expected):
     folder = tmp_path / "run"
     python = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
     python += ("--master-port", free_port())
@@ -44,22 +44,22 @@ def test_torchrun_trains_as_num_gpus_does(tmp_path, expected):
     assert differences(expected, load_final(folder)) == []
 
 
-def test_slurm_s_tasks_train_as_num_gpus_does(tmp_path, expected):
+def test_slurm_matches_num_gpus(tmp_path, expected):
     folder, port = tmp_path / "run", str(free_port())
     variables = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_JOB_ID": "1"}
     variables |= {"SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": port}
     tasks = [launch(folder, **variables, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
     for task in tasks:
-        assert wait_for_exit(task) == 0, printed(folder).read_text()[-3000:]
+        assert wait_for_exit(task) == 0, log_of(folder).read_text()[-3000:]
     assert differences(expected, load_final(folder)) == []
 
 
-def test_torchrun_beside_num_gpus_is_refused(tmp_path):
+def test_torchrun_with_num_gpus_is_refused(tmp_path):
     variables = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     variables |= {"LOCAL_WORLD_SIZE": "2"}
     folder = tmp_path / "run"
     run(folder, *TWO, code=2, **variables)
-    assert "torchrun has started 2 processes, but --num-gpus" in printed(folder).read_text()
+    assert "torchrun has started 2 processes, but --num-gpus" in log_of(folder).read_text()
     assert not folder.exists()
 
 
@@ -72,10 +72,10 @@ LONG = ("SOLVER.MAX_ITER", 40, "SOLVER.CHECKPOINT_PERIOD", 1000, "DATALOADER.NUM
         pytest.param((), False, id="1 process"),
         pytest.param(TWO, True, id="2 processes, the whole group"),
         pytest.param((), True, id="1 process, the whole group", marks=pytest.mark.slow),
-        pytest.param(TWO, False, id="2 processes, the first alone", marks=pytest.mark.slow),
+        pytest.param(TWO, False, id="2 processes, only the first", marks=pytest.mark.slow),
     ],
 )
-def test_sigterm_saves_and_ends_and_the_run_resumes_exactly(tmp_path, processes, whole_group):
+def test_run_stopped_by_sigterm_resumes_exactly(tmp_path, processes, whole_group):
     whole = tmp_path / "whole"
     run(whole, *processes, options=LONG)
 
@@ -86,7 +86,7 @@ def test_sigterm_saves_and_ends_and_the_run_resumes_exactly(tmp_path, processes,
         os.killpg(process.pid, signal.SIGTERM)
     else:
         process.terminate()
-    assert wait_for_exit(process) == 143, printed(folder).read_text()[-3000:]
+    assert wait_for_exit(process) == 143, log_of(folder).read_text()[-3000:]
     last = (folder / "last_checkpoint").read_text()
     assert last.startswith("model_00000") and (folder / last).exists()
     assert "Received SIGTERM: writing model_00000" in (folder / "log.txt").read_text()

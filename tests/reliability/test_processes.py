@@ -1,4 +1,4 @@
-"""Several processes on CPUs, as the training command launches them (gloo)."""
+"""Training with several processes on CPUs (gloo), as launched by the training command."""
 
 import os
 import signal
@@ -62,16 +62,16 @@ def check_ranks(folder, number, one_process):
         assert one.keys() == many.keys()
         for key, value in one.items():
             near = torch.allclose(many[key], value, rtol=1e-4, atol=1e-5)
-            assert near, f"{key} after iteration {iteration}: {many[key]} in place of {value}"
+            assert near, f"{key} after iteration {iteration}: {many[key]} instead of {value}"
 
 
 @pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_train_as_one_with_the_global_batch(tmp_path, one_process, number):
+def test_processes_match_one_process_with_the_global_batch(tmp_path, one_process, number):
     run(AVERAGED, tmp_path, processes=number)
     check_ranks(tmp_path, number, one_process)
 
 
-def test_two_machines_train_as_one_process(tmp_path, one_process):
+def test_two_machines_match_one_process(tmp_path, one_process):
     url = f"tcp://127.0.0.1:{free_port()}"
     machines = [launch(AVERAGED, tmp_path, machines=2, rank=rank, url=url) for rank in (1, 0)]
     for machine in machines:
@@ -80,7 +80,7 @@ def test_two_machines_train_as_one_process(tmp_path, one_process):
 
 
 def members(process, text=""):
-    """Ids of the processes that a command consists of, or of those with a text in their command lines."""
+    """Ids of the running processes of a command whose command line contains ``text``."""
     columns = ["ps", "-ww", "-eo", "pid=,pgid=,stat=,args="]
     lines = subprocess.run(columns, capture_output=True, text=True).stdout.splitlines()
     running = (line.split(maxsplit=3) for line in lines)
@@ -92,17 +92,17 @@ def members(process, text=""):
 
 
 def trainers(process):
-    """Ids of the processes that a command has spawned to train, without those that serve it."""
+    """Ids of the training processes that a command has spawned, without auxiliary ones."""
     return members(process, "spawn_main")
 
 
 LONG = ("SOLVER.MAX_ITER", 100000)
-TEARDOWN = 60  # seconds of CPU time: enough to end, and not to go on training
+TEARDOWN = 60  # seconds of CPU time: enough to exit, but not to continue training
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
-def test_a_machine_that_is_lost_ends_the_others_with_an_error(tmp_path, sent):
-    """A stopped process is like a machine without power: nothing closes its connections."""
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_lost_machine_ends_the_others_with_an_error(tmp_path, sent):
+    """A stopped process is like a machine that has lost power: nothing closes its connections."""
     url = f"tcp://127.0.0.1:{free_port()}"
     folders = tmp_path / "0", tmp_path / "1"
     machines = [
@@ -122,7 +122,7 @@ def test_a_machine_that_is_lost_ends_the_others_with_an_error(tmp_path, sent):
         end(*machines)
 
 
-def test_a_process_that_is_killed_ends_the_run_with_an_error(tmp_path):
+def test_killed_process_ends_the_run_with_an_error(tmp_path):
     process = launch("tools/train_net.py", tmp_path, *LONG, processes=2)
     try:
         wait_for_metrics(tmp_path, process)

@@ -290,7 +290,7 @@ MISUSES = {
     "dtype": (["op", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
     "device": (["op", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
     "no GPU": (["op", "--device", "cuda"], "--device is cuda, but torch finds no GPU on this machine"),
-    "contender": (["op", "--contenders", "relu7"], "unknown contender 'relu7'; known are torch.relu"),
+    "contender": (["op", "--contenders", "relu7"], "unknown contender 'relu7'; it must be one of torch.relu"),
     "one round": (["op", "--rounds", "1"], "1 is too few: quartiles need at least 2"),
     "threads": (["op", "--threads", "0"], "argument --threads: 0 is less than 1"),
     "output": (["op", "--output", "none/table.md"], "--output: folder none does not exist"),
@@ -301,7 +301,7 @@ MISUSES = {
     ),
     "network": (
         ["model", "--network", "resnet7"],
-        "unknown network 'resnet7'; known are resnet18, mobilenet",
+        "unknown network 'resnet7'; it must be one of resnet18, mobilenet",
     ),
     "config": (["model", "--config-file", "none.yaml"], "--config-file none.yaml"),
     "stock backbone": (

@@ -73,7 +73,10 @@ MISUSES = {
         "FREEZE_AT is 2; it must be 0 when MODEL.WEIGHTS is empty",
     ),
     "no GPU": (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE is 'cuda'; it must be 'cpu' on this machine"),
-    "unknown dataset": (["DATASETS.TRAIN", "('digit',)"], "TRAIN: unknown dataset 'digit'; known are"),
+    "unknown dataset": (
+        ["DATASETS.TRAIN", "('digit',)"],
+        "TRAIN: unknown dataset 'digit'; it must be one of",
+    ),
     "missing dataset": (["DATASETS.TEST", "('lvis_v1_val',)"], "'lvis_v1_val' is missing: there is no file"),
     "no dataset": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is (); it must be one dataset or more"),
     "missing weights": (

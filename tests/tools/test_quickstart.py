@@ -144,7 +144,7 @@ def test_learned_activations_are_plotted(demo, run_tool, tmp_path):
 
     torch.save({"model": {"stem.conv1.weight": torch.zeros(1)}}, tmp_path / "relu.pth")
     arguments = ("--weights", tmp_path / "relu.pth", "--output", tmp_path / "none.png")
-    assert "the file holds no PWLU" in run_tool("tools/plot_activations.py", *arguments, code=2)
+    assert "the file contains no PWLU" in run_tool("tools/plot_activations.py", *arguments, code=2)
 
 
 def test_export_refuses_weights_of_another_backbone(run_tool, tmp_path):

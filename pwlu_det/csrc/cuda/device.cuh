@@ -1,7 +1,7 @@
-// What every kernel here stands on: the types of elements, 16-byte accesses, sums over a block, the launch.
+// The basis of all kernels here: element types, 16-byte accesses, sums over a block, and the launch.
 //
-// Nothing in the .cuh and .cu files needs torch, and all of it is also compiled for the host by the tests, which
-// stand in for what CUDA gives (threadIdx, __syncthreads, launch, ...).
+// The .cuh and .cu files do not need torch. The tests also compile them for the host, with replacements for what
+// CUDA provides (threadIdx, __syncthreads, launch, ...).
 #pragma once
 
 #include <cstdint>
@@ -14,16 +14,16 @@
 
 namespace pwlu {
 
-constexpr int kThreads = 128, kWarp = 32, kWarps = kThreads / kWarp;  // of a block, where nothing else is said
+constexpr int kThreads = 128, kWarp = 32, kWarps = kThreads / kWarp;  // per block, by default
 
-// Blocks that a multiprocessor has to hold at once. It caps the registers at 128 a thread; left to itself the
-// compiler aims lower, and saves some to memory.
+// Number of blocks that must be resident on a multiprocessor. This allows 128 registers per thread; without it, the
+// compiler uses fewer and spills some to memory.
 constexpr int kBlocks = 4;
 
 using Half = __half;
 using BFloat16 = __nv_bfloat16;
 
-// The arithmetic that elements of type T are computed in, and the type of their parameters.
+// The type that elements of type T are computed in, which is also the type of their parameters.
 template <typename T>
 struct RealOf {
   using type = float;
@@ -51,11 +51,13 @@ __device__ inline bool is_finite(R x) {
   return x - x == 0;
 }
 
-// Hides that a number is known at compile time: ptxas would load it anew for each element, not keep it in a register.
+// Hides from ptxas that a number is a constant, which it would load again for each element instead of keeping it in a
+// register.
 static __constant__ unsigned zero = 0;
 __device__ inline unsigned opaque(unsigned x) { return x ^ zero; }
 
-// What one access to memory moves: an element, or a pack of them, which is not left to the compiler to keep together.
+// A memory access moves one element or a 16-byte pack of elements, which is read and written explicitly as a whole,
+// since the compiler might split it.
 template <typename T>
 struct alignas(16) Pack {
   static constexpr int kSize = 16 / sizeof(T);
@@ -89,16 +91,16 @@ __device__ inline void store(Pack<T>* to, const Pack<T>& pack) {
 #endif
 }
 
-extern __shared__ __align__(16) unsigned char shared_memory[];  // as much as the launch asks for
+extern __shared__ __align__(16) unsigned char shared_memory[];  // its size is an argument of the launch
 
-// The sum over a warp, in a fixed order; every lane gets it.
+// The sum over a warp, in a fixed order, returned to every lane.
 __device__ inline double warp_sum(double value) {
-  for (int apart = kWarp / 2; apart > 0; apart /= 2) value += __shfl_xor_sync(~0u, value, apart);
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
   return value;
 }
 
-// Of the threads with the same threadIdx.x % kLanes, the sum in a fixed order; threads below kLanes get it. The
-// whole block calls this, with a number of scratch for each thread.
+// The sum, in a fixed order, over the threads with the same threadIdx.x % kLanes, returned to the threads below
+// kLanes. All threads of the block must call this. `scratch` has one number per thread.
 template <int kLanes>
 __device__ inline double block_sum(double value, double* scratch) {
   static_assert(kLanes == 1 || kLanes == kWarp, "other widths need other shuffles");
@@ -109,7 +111,7 @@ __device__ inline double block_sum(double value, double* scratch) {
     for (int t = threadIdx.x; t < int(blockDim.x); t += kWarp) sum += scratch[t];
     if (kLanes == 1) sum = warp_sum(sum);
   }
-  __syncthreads();  // scratch is free again
+  __syncthreads();  // scratch can be reused
   return sum;
 }
 
@@ -122,7 +124,7 @@ __device__ inline double warp_total(const double* numbers, int64_t n) {
 }
 
 #ifdef __CUDACC__
-// Starts a kernel on a stream; gives the cudaError_t.
+// Starts a kernel on a stream and returns a cudaError_t.
 template <typename... Formal, typename... Actual>
 int launch(void (*kernel)(Formal...), int64_t blocks, int threads, int64_t shared_bytes, void* stream,
            const Actual&... arguments) {

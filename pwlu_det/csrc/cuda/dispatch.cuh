@@ -1,4 +1,4 @@
-// From what the host knows at run time to the kernels' template arguments.
+// Selects the kernels' template arguments from values that are known at run time.
 #pragma once
 
 #include "element.h"
@@ -27,7 +27,7 @@ auto with_element(Element element, const F& f) {
   }
 }
 
-// f(type of the elements, items)
+// Calls f(tag of the element type, items).
 template <typename F>
 auto with_items(const Layout& layout, Element element, bool rows, const F& f) {
   return with_element(element, [&](auto tag) {

@@ -1,4 +1,4 @@
-// The types of a tensor's elements, as the launchers take them. No torch in here, and no CUDA.
+// The element types, as arguments of the launchers. Needs neither torch nor CUDA.
 #pragma once
 
 namespace pwlu {

@@ -5,19 +5,19 @@
 namespace pwlu {
 namespace {
 
-// f(type of the elements, strips)
+// Calls f(tag of the element type, strips).
 template <typename F>
 int with_strips(const Images& images, Element element, const F& f) {
   if (max(images.height, images.width) >= int64_t(1) << 31) return kInvalidValue;
   return with_element(element, [&](auto tag) {
     const auto run = [&](const auto& strips) { return strips.fits() ? f(tag, strips) : kInvalidValue; };
-    // With one pixel the layouts are the same.
+    // With a single pixel, both layouts are the same in memory.
     return images.channels_last || images.height * images.width == 1 ? run(Strips<kWarp>(images))
                                                                      : run(Strips<1>(images));
   });
 }
 
-// f(type of the elements, items), for what needs no neighbours
+// Calls f(tag of the element type, items), for kernels that need no neighboring pixels.
 template <typename F>
 auto with_pixels(const Images& images, Element element, const F& f) {
   const int64_t pixels = images.height * images.width;
@@ -98,7 +98,7 @@ int launch_frelu_norm_sums(const Images& images, Element element, const Norm& no
 }
 
 int launch_frelu_backward(const Images& images, Element element, const Convolution& convolution, const Norm* norm,
-                          const void* norm_means, const void* grad, const void* x, const void* kept, void* grad_x,
+                          const void* norm_means, const void* grad, const void* x, const void* saved, void* grad_x,
                           const ConvolutionGradients* gradients, double* workspace, void* stream) {
   return with_strips(images, element, [&](auto tag, const auto& strips) {
     using T = typename decltype(tag)::type;
@@ -106,7 +106,7 @@ int launch_frelu_backward(const Images& images, Element element, const Convoluti
     constexpr int kLanes = std::decay_t<decltype(strips)>::kLanes;
     const auto run = [&](auto kernel, const auto& arrays) {
       return launch(kernel, strips.items(), kThreads, gradients ? kSumsBytes<kConvolutionSums> : 0, stream, strips,
-                    static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<const T*>(kept),
+                    static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<const T*>(saved),
                     static_cast<T*>(grad_x), ConvolutionArrays<R>(convolution), arrays, workspace);
     };
     const int status = norm ? run(frelu_backward_kernel<T, kLanes, BatchNorm<R>>,

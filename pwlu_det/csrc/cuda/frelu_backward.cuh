@@ -1,5 +1,6 @@
-// Funnel ReLU's gradients of x and of the convolution. What comes back to the convolution's output is computed from
-// the kept tensors wherever it is needed, also around a strip, and is never in memory.
+// Backward of Funnel ReLU: the gradients of x and of the convolution's parameters. The gradient of the convolution's
+// output is never stored: each thread computes it from the saved tensors where it needs it, including around its
+// strip.
 #pragma once
 
 #include "frelu_norm.cuh"
@@ -7,22 +8,22 @@
 
 namespace pwlu {
 
-// How the convolution's gradient follows from that of what was compared with x. In inference they are the same, and y
-// is compared with x: it is larger where x lost.
+// Maps the gradient of the value that was compared with x to the gradient of the convolution's output. In inference,
+// the two are the same. The output y is saved instead of the convolution's: y > x where the convolution won.
 template <typename R>
 struct FixedNorm {
   struct Arrays {};
   __device__ FixedNorm(const Arrays&, int64_t) {}
-  __device__ __forceinline__ R rival(R y) const { return y; }
+  __device__ __forceinline__ R compared_with_x(R y) const { return y; }
   __device__ __forceinline__ R to_conv(R g, R) const { return g; }
 };
 
-// In training the batch norm stands between: its mean and variance depend on every element.
+// In training, there is a batch norm in between, whose mean and variance depend on every element.
 template <typename R>
 struct BatchNorm {
   struct Arrays {
     NormArrays<R> norm;
-    const R* means;  // gradients of the norm's weight and bias over the number of elements: [2][channel]
+    const R* means;  // gradients of the norm's weight and bias, divided by the number of elements: [2][channel]
     int64_t channels;
   };
   NormLine<R> line;
@@ -32,13 +33,14 @@ struct BatchNorm {
       : line(arrays.norm, channel),
         slope(-line.scale * line.rstd * arrays.means[channel]),
         offset(-line.scale * arrays.means[arrays.channels + channel]) {}
-  __device__ __forceinline__ R rival(R conv) const { return line(conv); }
+  __device__ __forceinline__ R compared_with_x(R conv) const { return line(conv); }
   __device__ __forceinline__ R to_conv(R g, R conv) const {
     return fma(line.scale, g, fma(slope, conv - line.mean, offset));
   }
 };
 
-// The gradients that come to the convolution's output, with neighbours, and those that x gets itself, where it won.
+// The gradients of the convolution's output, with neighbors, and the direct gradients of x, which are 0 where the
+// convolution won.
 template <typename R>
 struct GradientRow {
   Pixels<R> to_conv;
@@ -47,35 +49,36 @@ struct GradientRow {
 
 template <typename T, typename Norm>
 struct GradientSource {
-  const T *grad, *x, *kept;
+  const T *grad, *x, *saved;
   Norm norm;
 
-  // Column c of the row whose first own pixel is at `at`; `there` is its distance from that.
-  __device__ __forceinline__ void load(int64_t at, int64_t there, int c, GradientRow<Real<T>>& row) const {
+  // Loads column c of the row whose first pixel in the strip is at `at`. `offset` is the distance of the column from
+  // that pixel in memory.
+  __device__ __forceinline__ void load(int64_t at, int64_t offset, int c, GradientRow<Real<T>>& row) const {
     using R = Real<T>;
-    const R g = to_real((grad + at)[there]), own = to_real((x + at)[there]), other = to_real((kept + at)[there]);
-    const bool lost = norm.rival(other) > own;
-    row.to_conv[c + 1] = norm.to_conv(lost ? g : R(0), other);
+    const R g = to_real((grad + at)[offset]), own = to_real((x + at)[offset]), other = to_real((saved + at)[offset]);
+    const bool conv_won = norm.compared_with_x(other) > own;
+    row.to_conv[c + 1] = norm.to_conv(conv_won ? g : R(0), other);
     if (c < 0 || c == kColumns) return;
-    row.to_x[c] = lost ? R(0) : g;
+    row.to_x[c] = conv_won ? R(0) : g;
     row.x[c] = own;
   }
 };
 
 constexpr int kConvolutionSums = 10;  // nine weights and the bias
 
-// sums is [channel][kConvolutionSums][item]; it, or grad_x, is null where it is not wanted. In double it takes more
-// registers than elsewhere.
+// sums is [channel][kConvolutionSums][item]. sums and grad_x may be null if they are not needed. In double, this
+// kernel needs more registers than the others.
 template <typename T, int kLanes, typename Norm>
 __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? kBlocks : 3)
     frelu_backward_kernel(Strips<kLanes> strips, const T* __restrict__ grad, const T* __restrict__ x,
-                          const T* __restrict__ kept, T* __restrict__ grad_x, ConvolutionArrays<Real<T>> convolution,
+                          const T* __restrict__ saved, T* __restrict__ grad_x, ConvolutionArrays<Real<T>> convolution,
                           typename Norm::Arrays arrays, double* sums) {
   using R = Real<T>;
   R own[kConvolutionSums] = {};
   if (strips.active()) {
     const Filter<R> filter(convolution, strips.channel());
-    const GradientSource<T, Norm> source{grad, x, kept, {arrays, strips.channel()}};
+    const GradientSource<T, Norm> source{grad, x, saved, {arrays, strips.channel()}};
     strips.for_each([&](const auto& strip) {
       const auto load = [&](int64_t at, GradientRow<R>& row) {
         row = {};
@@ -98,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) < 8 ? kBlocks : 3)
           own[9] += row.to_conv[c + 1];
         }
       };
-      walk<GradientRow<R>>(strip, strips.row(), load, use);
+      for_rows<GradientRow<R>>(strip, strips.row(), load, use);
     });
   }
   if (!sums) return;

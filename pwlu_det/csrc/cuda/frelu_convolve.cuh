@@ -1,4 +1,4 @@
-// The depthwise convolution: with the maximum in inference, with the statistics of its output in training.
+// The depthwise convolution: in inference together with the maximum, in training with the statistics of its output.
 #pragma once
 
 #include "frelu_strips.cuh"
@@ -10,7 +10,7 @@ struct PixelRow {
   Pixels<R> x;
 };
 
-// Calls use(offset, column, x, convolution of x) for each pixel of a strip, and for those beside it in the same row.
+// Calls use(offset, column, x, convolution of x) for each pixel of a strip, including columns beyond the image.
 template <typename T, int kLanes, typename Use>
 __device__ __forceinline__ void convolve_strip(const Strips<kLanes>& strips,
                                                const typename Strips<kLanes>::Strip& strip,
@@ -22,12 +22,12 @@ __device__ __forceinline__ void convolve_strip(const Strips<kLanes>& strips,
       row.x[c + 1] = strip.has(c) ? to_real((x + at)[c * strips.pixel()]) : R(0);
     }
   };
-  walk<PixelRow<R>>(strip, strips.row(), load,
-                    [&](int64_t at, const auto& above, const auto& own, const auto& below) {
+  for_rows<PixelRow<R>>(strip, strips.row(), load,
+                        [&](int64_t at, const auto& above, const auto& own, const auto& below) {
 #pragma unroll
-                      for (int c = 0; c < kColumns; ++c)
-                        use(at, c, own.x[c + 1], filter.convolve(above.x, own.x, below.x, c));
-                    });
+                          for (int c = 0; c < kColumns; ++c)
+                            use(at, c, own.x[c + 1], filter.convolve(above.x, own.x, below.x, c));
+                        });
 }
 
 template <typename T, int kLanes>
@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   });
 }
 
-// What the convolution would give if x were a channel's first element everywhere: it is near the mean where that is
-// large beside the deviation. The sums of all threads are put together about this.
+// The convolution of an image that is equal to the channel's first element everywhere. It is near the mean if the
+// mean is large compared with the standard deviation. The sums of all threads are combined relative to it.
 template <typename R>
 __device__ inline R reference_point(const Filter<R>& filter, R first) {
   R value = filter.bias;
@@ -53,7 +53,7 @@ __device__ inline R reference_point(const Filter<R>& filter, R first) {
   return is_finite(value) ? value : R(0);
 }
 
-// The convolution of a strip's first pixel, as it is kept; 0 where it is not finite.
+// The convolution at a strip's first pixel, rounded to T as it is stored, or 0 if it is not finite.
 template <typename T, int kLanes>
 __device__ inline Real<T> first_of(const Strips<kLanes>& strips, const typename Strips<kLanes>::Strip& strip,
                                    const Filter<Real<T>>& filter, const T* x) {
@@ -64,14 +64,14 @@ __device__ inline Real<T> first_of(const Strips<kLanes>& strips, const typename 
     if (!strip.has_row(row) || !strip.has(column)) continue;
     sum = fma(filter.weight[k], to_real(x[strip.start + row * strips.row() + column * strips.pixel()]), sum);
   }
-  T kept;
-  from_real(sum, kept);
-  return is_finite(to_real(kept)) ? to_real(kept) : Real<T>(0);
+  T rounded;
+  from_real(sum, rounded);
+  return is_finite(to_real(rounded)) ? to_real(rounded) : Real<T>(0);
 }
 
-// sums is [channel][2][item], of conv - a and (conv - a)^2, where a is the channel's reference point. Each thread
-// takes them about the first convolution of its own, so that in float neither a mean far from zero nor an outlier
-// costs accuracy.
+// sums is [channel][2][item]: the sums of conv - a and (conv - a)^2, where a is the channel's reference point. Each
+// thread first sums relative to its own first value (its pivot), so that in float neither a mean far from zero nor an
+// outlier costs accuracy.
 template <typename T, int kLanes>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     frelu_convolve_kernel(Strips<kLanes> strips, const T* __restrict__ x, T* __restrict__ out,
@@ -80,42 +80,42 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   double own[2] = {};
   if (strips.active()) {
     const Filter<R> filter(arrays, strips.channel());
-    R about = 0, sum = 0, squares = 0;
+    R pivot = 0, sum = 0, squares = 0;
     int count = 0;
     strips.for_each([&](const auto& strip) {
-      if (count == 0) about = first_of(strips, strip, filter, x);
+      if (count == 0) pivot = first_of(strips, strip, filter, x);
       convolve_strip(strips, strip, filter, x, [&](int64_t at, int c, R, R conv) {
-        T kept;
-        from_real(conv, kept);
-        if (strip.has(c)) (out + at)[c * strips.pixel()] = kept;
-        const R away = strip.has(c) ? to_real(kept) - about : R(0);
-        sum += away;
-        squares = fma(away, away, squares);
+        T rounded;
+        from_real(conv, rounded);
+        if (strip.has(c)) (out + at)[c * strips.pixel()] = rounded;
+        const R difference = strip.has(c) ? to_real(rounded) - pivot : R(0);
+        sum += difference;
+        squares = fma(difference, difference, squares);
       });
       count += strip.rows * int(min(unsigned(kColumns), strip.columns));
     });
-    const double shift = double(about) - reference_point(filter, to_real(x[strips.channel() * strips.plane()]));
+    const double shift = double(pivot) - reference_point(filter, to_real(x[strips.channel() * strips.plane()]));
     own[0] = sum + count * shift;
     own[1] = squares + 2 * shift * sum + count * shift * shift;
   }
   strips.store(own, sums);
 }
 
-// Mean and variance of a channel's output from these sums.
+// The mean and variance of a channel's output from these sums.
 template <typename T>
 struct FinishStatistics {
   using R = Real<T>;
   const T* x;
-  int64_t plane;  // from channel to channel
+  int64_t plane;  // distance between channels
   ConvolutionArrays<R> arrays;
   double count;
   R *mean, *var;
 
   __device__ void operator()(int64_t channel, const double (&sums)[2]) const {
-    const double about = reference_point(Filter<R>(arrays, channel), to_real(x[channel * plane]));
-    const double away = sums[0] / count, variance = sums[1] / count - away * away;
-    mean[channel] = R(about + away);
-    var[channel] = R(variance < 0 ? 0 : variance);  // NaN stays
+    const double reference = reference_point(Filter<R>(arrays, channel), to_real(x[channel * plane]));
+    const double shift = sums[0] / count, variance = sums[1] / count - shift * shift;
+    mean[channel] = R(reference + shift);
+    var[channel] = R(variance < 0 ? 0 : variance);  // keeps NaN
   }
 };
 

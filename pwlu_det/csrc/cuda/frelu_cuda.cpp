@@ -1,4 +1,4 @@
-// Funnel ReLU's ops on CUDA. In training they are the cut ones in a row.
+// The ops of Funnel ReLU on CUDA. In training, frelu calls the ops that frelu_sync is made of, one after another.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -11,7 +11,7 @@
 namespace pwlu {
 namespace {
 
-// x and its shape, for the kernels.
+// x and its shape, as the kernels take them.
 struct Input {
   at::MemoryFormat format;
   Tensor dense;
@@ -24,9 +24,9 @@ struct Input {
         images{x.size(0), x.size(1), x.size(2), x.size(3), format != at::MemoryFormat::Contiguous},
         element(element_of(x)) {}
 
-  Tensor alike(const Tensor& other) const { return other.contiguous(format); }
-  Tensor by_channel() const { return wide({dense.size(1)}); }
-  Tensor wide(at::IntArrayRef sizes) const { return at::empty(sizes, dense.options().dtype(compute_dtype(dense))); }
+  Tensor in_format(const Tensor& other) const { return other.contiguous(format); }
+  Tensor per_channel() const { return empty({dense.size(1)}); }
+  Tensor empty(at::IntArrayRef sizes) const { return at::empty(sizes, dense.options().dtype(compute_dtype(dense))); }
   Tensor workspace() const { return make_workspace(dense, frelu_workspace(images, element)); }
 };
 
@@ -69,8 +69,8 @@ std::tuple<Tensor, Tensor, Tensor> convolve(const Tensor& x, const Tensor& weigh
   const c10::cuda::CUDAGuard guard(x.device());
   const ConvolutionTensors convolution(x, weight, bias);
   const Input in(x);
-  if (x.numel() == 0) return {at::empty_like(x), in.by_channel().zero_(), in.by_channel().zero_()};
-  const Tensor conv = at::empty_like(in.dense), mean = in.by_channel(), var = in.by_channel();
+  if (x.numel() == 0) return {at::empty_like(x), in.per_channel().zero_(), in.per_channel().zero_()};
+  const Tensor conv = at::empty_like(in.dense), mean = in.per_channel(), var = in.per_channel();
   const Tensor workspace = in.workspace();
   check_launched(launch_frelu_convolve(in.images, in.element, convolution.arrays(), in.dense.const_data_ptr(),
                                        conv.mutable_data_ptr(), mean.mutable_data_ptr(), var.mutable_data_ptr(),
@@ -84,9 +84,9 @@ Tensor normalise(const Tensor& x, const Tensor& conv, const Tensor& mean, const 
   const NormTensors norm(x, mean, var, norm_weight, norm_bias, eps);
   if (x.numel() == 0) return at::empty_like(x);
   const Input in(x);
-  const Tensor kept = in.alike(conv), y = at::empty_like(in.dense);
+  const Tensor dense_conv = in.in_format(conv), y = at::empty_like(in.dense);
   check_launched(launch_frelu_normalise(in.images, in.element, norm.arrays(), in.dense.const_data_ptr(),
-                                        kept.const_data_ptr(), y.mutable_data_ptr(), current_stream()));
+                                        dense_conv.const_data_ptr(), y.mutable_data_ptr(), current_stream()));
   return with_layout_of(x, in.dense, y);
 }
 
@@ -95,31 +95,31 @@ Tensor norm_sums(const Tensor& grad, const Tensor& x, const Tensor& conv, const 
   const c10::cuda::CUDAGuard guard(x.device());
   const NormTensors norm(x, mean, var, norm_weight, norm_bias, eps);
   const Input in(x);
-  const Tensor sums = in.wide({2, x.size(1)});
+  const Tensor sums = in.empty({2, x.size(1)});
   if (x.numel() == 0) return sums.zero_();
-  const Tensor g = in.alike(grad), kept = in.alike(conv), workspace = in.workspace();
-  check_launched(launch_frelu_norm_sums(in.images, in.element, norm.arrays(), g.const_data_ptr(),
-                                        in.dense.const_data_ptr(), kept.const_data_ptr(), sums.mutable_data_ptr(),
-                                        workspace.mutable_data_ptr<double>(), current_stream()));
+  const Tensor g = in.in_format(grad), dense_conv = in.in_format(conv), workspace = in.workspace();
+  check_launched(launch_frelu_norm_sums(
+      in.images, in.element, norm.arrays(), g.const_data_ptr(), in.dense.const_data_ptr(),
+      dense_conv.const_data_ptr(), sums.mutable_data_ptr(), workspace.mutable_data_ptr<double>(), current_stream()));
   return sums;
 }
 
-// `kept` is the convolution's output, or in inference, without a norm, y.
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& kept,
+// `saved` is the convolution's output; in inference, where norm is null, it is y.
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& saved,
                                             const Tensor& weight, const Tensor& bias, const Norm* norm,
                                             const void* norm_means, std::array<bool, 2> output_mask) {
   const auto [with_x, with_parameters] = output_mask;
   const Input in(x);
   const Tensor grad_x = with_x ? at::empty_like(in.dense) : Tensor();
   Tensor of_weight, of_bias, workspace;
-  if (with_parameters) of_weight = in.wide({x.size(1), 9}).zero_(), of_bias = in.by_channel().zero_();
+  if (with_parameters) of_weight = in.empty({x.size(1), 9}).zero_(), of_bias = in.per_channel().zero_();
   if (x.numel() > 0 && (with_x || with_parameters)) {
     const ConvolutionTensors convolution(x, weight, bias);
-    const Tensor g = in.alike(grad), kept_ = in.alike(kept);
+    const Tensor g = in.in_format(grad), dense_saved = in.in_format(saved);
     if (with_parameters) workspace = in.workspace();
     const ConvolutionGradients places{data_or_null(of_weight), data_or_null(of_bias)};
     check_launched(launch_frelu_backward(in.images, in.element, convolution.arrays(), norm, norm_means,
-                                         g.const_data_ptr(), in.dense.const_data_ptr(), kept_.const_data_ptr(),
+                                         g.const_data_ptr(), in.dense.const_data_ptr(), dense_saved.const_data_ptr(),
                                          data_or_null(grad_x), with_parameters ? &places : nullptr,
                                          data_or_null<double>(workspace), current_stream()));
   }

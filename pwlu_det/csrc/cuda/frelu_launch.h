@@ -1,4 +1,4 @@
-// Funnel ReLU's CUDA kernels as seen from the host. No torch in here, and no CUDA.
+// The launchers of Funnel ReLU's CUDA kernels. Needs neither torch nor CUDA.
 #pragma once
 
 #include <cstdint>
@@ -7,14 +7,14 @@
 
 namespace pwlu {
 
-// Memory that is dense: [batch, channels, height, width], or with channels last [batch, height, width, channels].
+// A dense tensor: [batch, channels, height, width], or [batch, height, width, channels] if channels_last.
 struct Images {
   int64_t batch, channels, height, width;
   bool channels_last;
 };
 
-// The convolution: weight is [channels, 3, 3], bias [channels]. These, and what follows, are in double where the
-// elements are, else in float.
+// The convolution: weight is [channels, 3, 3], bias is [channels]. These and all arrays below are double if the
+// elements are, and float otherwise.
 struct Convolution {
   const void *weight, *bias;
 };
@@ -22,22 +22,22 @@ struct ConvolutionGradients {
   void *weight, *bias;
 };
 
-// The batch norm: all are [channels].
+// The batch norm: all arrays are [channels].
 struct Norm {
   const void *mean, *var, *weight, *bias;
   double eps;
 };
 
-// Doubles of workspace that each of the launches below needs at most.
+// The number of doubles of workspace that is enough for each of the launchers below.
 int64_t frelu_workspace(const Images& images, Element element);
 
-// These start kernels on a stream and return at once, with a cudaError_t. Nothing may be empty.
+// The launchers start kernels on a stream and return a cudaError_t without waiting. No tensor may be empty.
 
 // y = max(x, convolution of x)
 int launch_frelu_inference(const Images& images, Element element, const Convolution& convolution, const void* x,
                            void* y, void* stream);
 
-// The convolution's output, with its mean and population variance by channel.
+// The convolution's output, and its mean and population variance per channel.
 int launch_frelu_convolve(const Images& images, Element element, const Convolution& convolution, const void* x,
                           void* conv, void* mean, void* var, double* workspace, void* stream);
 
@@ -49,11 +49,12 @@ int launch_frelu_normalise(const Images& images, Element element, const Norm& no
 int launch_frelu_norm_sums(const Images& images, Element element, const Norm& norm, const void* grad, const void* x,
                            const void* conv, void* sums, double* workspace, void* stream);
 
-// The gradients of x and of the convolution. In training `kept` is the convolution's output, and `norm_means` are
-// these sums over the number of elements that the norm's statistics are of. In inference there is no norm, and y is
-// kept. grad_x or gradients may be null: what is not wanted. The workspace is for gradients.
+// The gradients of x and of the convolution. In training, `saved` is the convolution's output, and `norm_means` are
+// the sums of launch_frelu_norm_sums divided by the number of elements that the norm's statistics are computed over.
+// In inference, norm and norm_means are null, and `saved` is y. grad_x and gradients may be null if they are not
+// needed; workspace is used only for gradients.
 int launch_frelu_backward(const Images& images, Element element, const Convolution& convolution, const Norm* norm,
-                          const void* norm_means, const void* grad, const void* x, const void* kept, void* grad_x,
+                          const void* norm_means, const void* grad, const void* x, const void* saved, void* grad_x,
                           const ConvolutionGradients* gradients, double* workspace, void* stream);
 
 }  // namespace pwlu

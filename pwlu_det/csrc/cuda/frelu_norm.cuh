@@ -1,5 +1,5 @@
-// The batch norm of Funnel ReLU: the maximum of x and the normalised convolution, and the sums of its backward. Both
-// go over elements, without neighbours.
+// The batch norm of Funnel ReLU: the maximum of x and the normalized convolution, and the sums for its backward. Both
+// kernels are elementwise and need no neighboring pixels.
 #pragma once
 
 #include "frelu_launch.h"
@@ -21,7 +21,7 @@ struct NormArrays {
         eps(R(n.eps)) {}
 };
 
-// The norm of one channel as a line: (conv - mean) * scale + bias.
+// The norm of one channel as a linear function: (conv - mean) * scale + bias.
 template <typename R>
 struct NormLine {
   R mean, rstd, scale, bias;
@@ -38,7 +38,7 @@ template <typename R>
 struct NormaliseBody {
   NormLine<R> norm;
 
-  // of x and conv
+  // in is {x, conv}.
   __device__ __forceinline__ R operator()(const R (&in)[2]) {
     const R normed = norm(in[1]);
     return in[0] > normed ? in[0] : normed;
@@ -58,7 +58,7 @@ struct NormSumsBody {
   NormLine<R> norm;
   R sum = 0, moment = 0;
 
-  // of grad, x and conv
+  // in is {grad, x, conv}.
   __device__ __forceinline__ R operator()(const R (&in)[3]) {
     const R g = norm(in[2]) > in[1] ? in[0] : R(0);
     sum += g;

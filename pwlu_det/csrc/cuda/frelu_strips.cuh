@@ -1,9 +1,10 @@
-// How images are shared out to threads for a 3x3 stencil.
+// Distributes images over threads for a 3x3 stencil.
 //
-// A thread has one channel, in which it walks down strips: kColumns neighbouring columns, and some rows. It reads the
-// pixels around a strip, too, which the threads beside it have put into the first cache. A block's threads are side
-// by side in a channel (contiguous memory), or in kLanes channels (channels last): warps access neighbouring memory.
-// As with items, what a block does depends on the shape alone.
+// A thread processes strips of one channel from top to bottom. A strip is kColumns adjacent columns of up to
+// kStripRows rows. The pixels around it, which are also read, are in the L1 cache because of the neighboring threads.
+// The threads of a block are next to each other in one channel (contiguous) or in kLanes channels (channels last), so
+// that a warp accesses adjacent memory. As with the items of items.cuh, the work of a block depends only on the
+// shape.
 #pragma once
 
 #include "device.cuh"
@@ -25,7 +26,7 @@ class Strips {
         height_(unsigned(images.height)),
         width_(unsigned(images.width)),
         across_((width_ + kColumns - 1) / kColumns) {
-    constexpr int64_t kElements = 64;  // of a thread, about: a short sum in float
+    constexpr int64_t kElements = 64;  // per thread, approximately: few enough to be summed in float
     const int64_t parts = (images.height + kStripRows - 1) / kStripRows;
     rows_ = unsigned((images.height + parts - 1) / parts);
     down_ = (height_ + rows_ - 1) / rows_;
@@ -38,16 +39,16 @@ class Strips {
   __host__ __device__ int64_t items_of_channel() const { return (strips_ + kSide * rounds_ - 1) / (kSide * rounds_); }
   int64_t items() const { return items_of_channel() * tiles_; }
 
-  // Memory from pixel to pixel of a row, from row to row, and from channel to channel.
+  // The strides of a pixel, of a row and of a channel.
   __device__ int64_t pixel() const { return kLanes == 1 ? 1 : channels_; }
   __device__ int64_t row() const { return width_ * pixel(); }
   __host__ __device__ int64_t plane() const { return kLanes == 1 ? int64_t(height_) * width_ : 1; }
 
-  // What a thread has.
+  // The part of a thread.
   __device__ int64_t channel() const { return int64_t(blockIdx.x % tiles_) * kLanes + threadIdx.x % kLanes; }
   __device__ bool active() const { return channel() < channels_; }
   __device__ unsigned index() const { return blockIdx.x / tiles_; }  // of the item, in its channel
-  // Stores sums of each thread by channel and item: [channel][sum][item].
+  // Adds up the threads' sums and stores them: [channel][sum][item].
   template <int kSums>
   __device__ void store(const double (&own)[kSums], double* sums) const {
     const int64_t n = items_of_channel();
@@ -55,13 +56,13 @@ class Strips {
   }
 
   struct Strip {
-    int64_t start;  // of its first pixel
+    int64_t start;  // offset of its first pixel
     int rows;
-    bool above, below;  // whether there are more rows in the image
-    bool left;          // whether there is a column
-    unsigned columns;   // from its first on, in the image
+    bool above, below;  // whether the image has a row above, a row below,
+    bool left;          // and a column to the left of the strip
+    unsigned columns;   // number of columns of the image from the strip's first one on
 
-    __device__ bool has_row(int row) const { return row < 0 ? above : row < rows || below; }  // up to one below
+    __device__ bool has_row(int row) const { return row < 0 ? above : row < rows || below; }  // row is in [-1, rows]
     __device__ bool has(int column) const { return column < 0 ? left : column == 0 || unsigned(column) < columns; }
   };
 
@@ -86,20 +87,20 @@ class Strips {
   }
 
  private:
-  int64_t channels_, strips_;  // strips are of a channel
+  int64_t channels_, strips_;  // strips per channel
   unsigned tiles_, height_, width_, across_, down_, rows_, rounds_;
 };
 
-// Walks down a strip: load(offset, row) for the rows of the image that a 3x3 stencil needs, and
-// use(offset, above, own, below) for each row of the strip. A Row off the image is all zeros.
+// Calls load(offset, row) for the rows of the image that a 3x3 stencil needs, and use(offset, above, own, below) for
+// each row of the strip, from top to bottom. A Row outside the image is all zeros.
 template <typename Row, typename Strip, typename Load, typename Use>
-__device__ __forceinline__ void walk(const Strip& strip, int64_t step, const Load& load, const Use& use) {
+__device__ __forceinline__ void for_rows(const Strip& strip, int64_t step, const Load& load, const Use& use) {
   Row above = {}, own, below;
   int64_t at = strip.start;
   if (strip.above) load(at - step, above);
   load(at, own);
   const int inner = strip.rows - !strip.below;
-#pragma unroll 3  // so that no row has to be moved
+#pragma unroll 3  // so that no row is copied
   for (int r = 0; r < inner; ++r, at += step) {
     load(at + step, below);
     use(at, above, own, below);
@@ -109,11 +110,11 @@ __device__ __forceinline__ void walk(const Strip& strip, int64_t step, const Loa
   if (!strip.below) use(at, above, own, Row{});
 }
 
-// The pixels of a strip in one row, with their neighbours on both sides.
+// The pixels of a strip in one row, with a neighbor on both sides.
 template <typename R>
 using Pixels = R[kColumns + 2];
 
-// use(k, tap) for the 3x3 pixels around a column.
+// Calls use(k, tap) for the 3x3 pixels around a column.
 template <typename R, typename Use>
 __device__ __forceinline__ void for_taps(const Pixels<R>& above, const Pixels<R>& own, const Pixels<R>& below,
                                          int column, const Use& use) {
@@ -125,7 +126,7 @@ __device__ __forceinline__ void for_taps(const Pixels<R>& above, const Pixels<R>
   for (int c = 0; c < 3; ++c) use(6 + c, below[column + c]);
 }
 
-// Every channel's convolution: [channel][9] and [channel].
+// The convolution of all channels: [channel][9] and [channel].
 template <typename R>
 struct ConvolutionArrays {
   const R *weight, *bias;
@@ -134,7 +135,7 @@ struct ConvolutionArrays {
       : weight(static_cast<const R*>(c.weight)), bias(static_cast<const R*>(c.bias)) {}
 };
 
-// That of one channel.
+// The convolution of one channel.
 template <typename R>
 struct Filter {
   R weight[9], bias;

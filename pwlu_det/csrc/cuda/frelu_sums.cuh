@@ -1,16 +1,16 @@
-// Sums over a channel, in a fixed order: each item's by its block, then those of a channel's items.
+// Sums over a channel, in a fixed order: first over each item by its block, then over the items of the channel.
 #pragma once
 
 #include "device.cuh"
 
 namespace pwlu {
 
-// Shared memory for the sums of a block.
+// Bytes of shared memory for the sums of a block.
 template <int kSums>
 constexpr int64_t kSumsBytes = kSums * kThreads * sizeof(double);
 
-// The sums over the threads of a block that have the same channel, to sums[0], sums[step], ... of that channel. The
-// threads have one channel together, or one for each lane of a warp.
+// Writes the sums over the threads of a block that have the same channel to sums[0], sums[step], ... of that channel.
+// The block has a single channel, or one per lane of a warp.
 template <int kLanes, int kSums>
 __device__ inline void store_sums(const double (&own)[kSums], bool active, double* sums, int64_t step) {
   double* scratch = reinterpret_cast<double*>(shared_memory);  // [sum][thread]
@@ -26,11 +26,11 @@ __device__ inline void store_sums(const double (&own)[kSums], bool active, doubl
   }
 }
 
-// Adds up the items of each channel, a warp for each, and calls finish(channel, sums).
+// Adds up the items of each channel, with one warp per channel, and calls finish(channel, sums).
 template <int kSums, typename Finish>
 __global__ void finish_sums_kernel(const double* parts, int64_t channels, int64_t items, Finish finish) {
   const int64_t channel = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (channel >= channels) return;  // all of the warp
+  if (channel >= channels) return;  // the whole warp
   double sums[kSums];
   for (int k = 0; k < kSums; ++k) sums[k] = warp_total(parts + (channel * kSums + k) * items, items);
   if (threadIdx.x % kWarp == 0) finish(channel, sums);

@@ -1,4 +1,4 @@
-// What the CUDA ops' files share: from tensors to the launchers. Nothing here waits for the GPU.
+// Shared by the ops' files (*_cuda.cpp): converts tensors to arguments of the launchers, without synchronization.
 #pragma once
 
 #include <c10/cuda/CUDAGuard.h>
@@ -28,24 +28,24 @@ inline Element element_of(const Tensor& x) {
 // A parameter in the dtype that x is computed in.
 inline Tensor as_computed(const Tensor& x, const Tensor& parameter) { return parameter.to(compute_dtype(x)); }
 
-// The same as a dense array.
+// The same, as a dense array.
 inline Tensor dense_parameter(const Tensor& x, const Tensor& parameter) {
   return as_computed(x, parameter).contiguous();
 }
 
-// What launchers take for a tensor that they write, null for one that is undefined.
+// The memory of an output tensor, or null if the tensor is undefined.
 template <typename T = void>
 T* data_or_null(const Tensor& tensor) {
   return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
-// Memory for sums, undefined if there are none.
+// Memory for sums, or an undefined tensor if there are none.
 inline Tensor make_workspace(const Tensor& x, int64_t doubles) {
   return doubles > 0 ? at::empty({doubles}, x.options().dtype(at::kDouble)) : Tensor();
 }
 
 inline void check_launched(int status) {
-  TORCH_CHECK(status == 0, "pwlu_det: a CUDA kernel did not start: cudaError ", status);
+  TORCH_CHECK(status == 0, "pwlu_det: a CUDA kernel could not be launched: cudaError ", status);
 }
 
 inline void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }

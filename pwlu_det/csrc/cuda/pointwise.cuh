@@ -1,8 +1,8 @@
-// The pointwise activations: one skeleton, over the functions of pointwise_math.h.
+// The kernels of the pointwise activations, templated over the functions of pointwise_math.h.
 //
-// A function whose number of parameters is known to the compiler is computed in float, with the parameters and the
-// sums of their gradients in registers. What is not finite then, float64, and functions with any number of parameters
-// are computed in double, element by element and without haste.
+// A function with a fixed number of parameters is computed in float, with the parameters and the sums of their
+// gradients in registers. Results that are not finite, float64 tensors, and functions with a variable number of
+// parameters are computed in double, by a simple and slow loop.
 #pragma once
 
 #include <type_traits>
@@ -14,11 +14,11 @@
 
 namespace pwlu {
 
-// The most parameters that a function has.
+// The maximum number of parameters of a function.
 template <typename F>
-constexpr int kRoom = F::kSize ? F::kSize : kMaxParameters;
+constexpr int kMaxSize = F::kSize ? F::kSize : kMaxParameters;
 
-// Whether it is computed in float.
+// Whether the function is computed in float.
 template <typename F, typename T>
 constexpr bool kFast = F::kSize > 0 && !std::is_same_v<T, double>;
 
@@ -39,11 +39,11 @@ struct CoefficientTable {
   __device__ P& at(int k, int64_t channel) const { return data[k][channel * stride[k]]; }
 };
 
-// A function with its parameters.
+// A function and its parameters.
 template <typename F, typename P>
 struct Site {
   F function;
-  CoefficientTable<const P, kRoom<F>> table;
+  CoefficientTable<const P, kMaxSize<F>> table;
 
   Site(const F& function, const PointwiseParameters& parameters) : function(function), table(parameters) {}
   __device__ int size() const { return F::kSize ? F::kSize : table.size; }
@@ -54,7 +54,7 @@ struct Site {
   }
 };
 
-// run(the activation's formula)
+// Calls run(function of the activation).
 template <typename Run>
 auto with_activation(Activation activation, int size, const Run& run) {
   switch (activation) {
@@ -71,7 +71,7 @@ auto with_activation(Activation activation, int size, const Run& run) {
 
 template <typename F>
 struct PointwiseBody {
-  Number own[kRoom<F>], trap{0};  // NaN once a result was not finite
+  Number own[kMaxSize<F>], trap{0};  // becomes NaN at the first result that is not finite
 
   __device__ __forceinline__ float operator()(const float (&in)[1]) {
     const Number y = F().forward(Number(in[0]), own);
@@ -85,15 +85,15 @@ __device__ __noinline__ double careful_value(const F& function, double x, const 
   return function.forward(x, own);
 }
 
-// Computes in double what is not finite, or all. Its arguments are the kernel's own, so that nothing has to be kept
-// for it.
+// Recomputes in double the results that are not finite, or all of them. It takes the kernel's own arguments, so that
+// the kernel needs no registers for it.
 template <typename F, typename T, typename Items>
-__device__ __noinline__ void mend_pointwise(Items items, const T* x, T* y, Site<F, Real<T>> site) {
+__device__ __noinline__ void recompute_pointwise(Items items, const T* x, T* y, Site<F, Real<T>> site) {
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
-  double own[kRoom<F>];
+  double own[kMaxSize<F>];
   site.load(item.channel, own);
-  item.walk(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
+  item.for_each(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
     if (kFast<F, T> && is_finite(to_real(y[at]))) return;
     from_real(Real<T>(careful_value(site.function, to_real(x[at]), own)), y[at]);
   });
@@ -110,23 +110,23 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     item.sweep(Streams<T, 1>{{x}, y, true}, body);
     good = body.trap.value == 0;
   }
-  if (__syncthreads_or(!good)) mend_pointwise<F>(items, x, y, site);
+  if (__syncthreads_or(!good)) recompute_pointwise<F>(items, x, y, site);
 }
 
 // --- backward ------------------------------------------------------------------------------------
 
-// With kSums for the parameters' gradients.
+// kSums: whether the parameters' gradients are computed, too.
 template <typename F, bool kSums>
 struct PointwiseBackwardBody {
   static constexpr int kCount = kSums ? F::kSize : 0;
-  Number own[kRoom<F>], sums[kRoom<F>], trap{0};
+  Number own[kMaxSize<F>], sums[kMaxSize<F>], trap{0};
 
   __device__ PointwiseBackwardBody() {
     for (int k = 0; k < kCount; ++k) sums[k] = Number(0);
   }
-  // of x and g
+  // in is {x, g}.
   __device__ __forceinline__ float operator()(const float (&in)[2]) {
-    Number by_own[kRoom<F>];
+    Number by_own[kMaxSize<F>];
     const Number g(in[1]), by_x = g * F().backward(Number(in[0]), own, by_own);
     trap = fma(by_x, Number(0), trap);
     for (int k = 0; k < kCount; ++k) sums[k] = fma(g, by_own[k], sums[k]);
@@ -138,11 +138,11 @@ struct PointwiseBackwardBody {
   }
 };
 
-// How many sums a block adds up at once, and the shared memory that it takes.
+// The number of sums that a block adds up at a time, and the shared memory that this needs.
 constexpr int kSumsAtOnce = 16;
 inline int64_t sum_bytes(int size) { return (size < kSumsAtOnce ? size : kSumsAtOnce) * kThreads * sizeof(double); }
 
-// Adds up the threads' sums of an item in double, a warp for each: partials is [channel][sum][item].
+// Adds up the threads' sums of an item in double, with one warp per sum: partials is [channel][sum][item].
 template <typename Items>
 __device__ __forceinline__ void add_up(const Items& items, int size, double* partials, const double* sums) {
   constexpr int kLanes = Items::kLanes;
@@ -161,7 +161,7 @@ __device__ __forceinline__ void add_up(const Items& items, int size, double* par
         partials[(item.channel * size + first + k) * items.items_of_channel() + item.index] = total;
       }
     }
-    __syncthreads();  // scratch is free again
+    __syncthreads();  // scratch can be reused
   }
 }
 
@@ -170,31 +170,31 @@ __device__ __noinline__ double careful_slope(const F& function, double x, const 
   return function.backward(x, own, by_own);
 }
 
-// Computes a thread's sums in double, and of its dx what is not finite, or all.
+// Recomputes the sums of a thread in double, and those elements of dx that are not finite, or all of them.
 template <bool kSums, typename F, typename T, typename Items>
-__device__ __noinline__ void mend_pointwise_backward(Items items, const T* grad, const T* x, T* grad_x,
-                                                     Site<F, Real<T>> site, double* sums) {
+__device__ __noinline__ void recompute_pointwise_backward(Items items, const T* grad, const T* x, T* grad_x,
+                                                          Site<F, Real<T>> site, double* sums) {
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
-  double own[kRoom<F>], by_own[kRoom<F>];
+  double own[kMaxSize<F>], by_own[kMaxSize<F>];
   site.load(item.channel, own);
   const int count = kSums ? site.size() : 0;
   for (int k = 0; k < count; ++k) sums[k] = 0;
-  item.walk(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
-    const bool keep = grad_x && !(kFast<F, T> && is_finite(to_real(grad_x[at])));
-    if (!kSums && !keep) return;
+  item.for_each(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
+    const bool write = grad_x && !(kFast<F, T> && is_finite(to_real(grad_x[at])));
+    if (!kSums && !write) return;
     const double g = to_real(grad[at]), by_x = g * careful_slope(site.function, to_real(x[at]), own, by_own);
-    if (keep) from_real(Real<T>(by_x), grad_x[at]);
+    if (write) from_real(Real<T>(by_x), grad_x[at]);
     for (int k = 0; k < count; ++k) sums[k] += g * by_own[k];
   });
 }
 
-// dx is not wanted where grad_x is null; kSums says whether the sums are.
+// grad_x is null if it is not needed. kSums: whether the sums are needed.
 template <bool kSums, typename F, typename T, typename Items>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     pointwise_backward_kernel(Items items, const T* grad, const T* x, T* grad_x, Site<F, Real<T>> site,
                               double* partials) {
-  double sums[kRoom<F>];
+  double sums[kMaxSize<F>];
   bool good = false;
   if constexpr (kFast<F, T>) {
     const auto item = items.item(blockIdx.x);
@@ -204,16 +204,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     good = !__syncthreads_or(!body.good());
     for (int k = 0; k < body.kCount; ++k) sums[k] = body.sums[k].value;
   }
-  if (!good) mend_pointwise_backward<kSums, F>(items, grad, x, grad_x, site, sums);
+  if (!good) recompute_pointwise_backward<kSums, F>(items, grad, x, grad_x, site, sums);
   if (kSums) add_up(items, site.size(), partials, sums);
 }
 
-// Adds up each channel's items, a warp for each sum.
+// Adds up the items of each channel, with one warp per sum.
 template <typename P>
 __global__ void pointwise_finish_kernel(const double* partials, int64_t channels, int64_t items,
                                         CoefficientTable<P> gradients) {
   const int64_t number = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (number >= channels * gradients.size) return;  // all of the warp
+  if (number >= channels * gradients.size) return;  // the whole warp
   const double sum = warp_total(partials + number * items, items);
   if (threadIdx.x % kWarp == 0) gradients.at(int(number % gradients.size), number / gradients.size) = P(sum);
 }

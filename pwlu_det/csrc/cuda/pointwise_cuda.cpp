@@ -1,4 +1,4 @@
-// The ops of the pointwise activations on a GPU.
+// The ops of the pointwise activations on CUDA.
 #include "../pointwise_ops.h"
 #include "glue.h"
 #include "pointwise_launch.h"
@@ -6,7 +6,7 @@
 namespace pwlu {
 namespace {
 
-// The coefficients, whose memory data(row) gives.
+// The coefficients of all rows; data(row) returns the memory of a row.
 template <typename C, typename Data>
 C coefficients_of(const ParameterRows& rows, const Data& data) {
   C all{};
@@ -55,7 +55,7 @@ struct Cuda {
       for (const Tensor& gradient : gradients) gradient.zero_();
       return with_layout_of(x, dense, grad_x);
     }
-    ParameterRows results;  // of the dtype that is computed in; in place where that is the parameter's
+    ParameterRows results;  // in the computation dtype; the gradient itself if it has that dtype
     for (const Tensor& gradient : gradients) {
       const bool same = gradient.scalar_type() == compute_dtype(x);
       results.push_back(same ? gradient : at::empty_like(gradient, gradient.options().dtype(compute_dtype(x))));

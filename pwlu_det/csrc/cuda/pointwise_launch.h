@@ -1,4 +1,4 @@
-// The CUDA kernels of the pointwise activations, as seen from the host. No torch in here, and no CUDA.
+// The launchers of the CUDA kernels of the pointwise activations. Needs neither torch nor CUDA.
 #pragma once
 
 #include "../layout.h"
@@ -7,9 +7,9 @@
 
 namespace pwlu {
 
-// The parameters of an activation in the order of the op's arguments, or places for their gradients: each of `size`
-// coefficients is a number for each channel, `stride` numbers from one to the next; in double where the elements are,
-// else in float.
+// The parameters of an activation in the order of the op's arguments, or the memory for their gradients. Each of
+// `size` coefficients has one number per channel, `stride` numbers apart. They are double if the elements are, and
+// float otherwise.
 template <typename Void>
 struct Coefficients {
   struct Row {
@@ -22,14 +22,14 @@ struct Coefficients {
 using PointwiseParameters = Coefficients<const void>;
 using PointwiseGradients = Coefficients<void>;
 
-// Doubles of workspace that launch_pointwise_backward needs.
+// The number of doubles of workspace that launch_pointwise_backward needs.
 int64_t pointwise_workspace(const Layout& layout, Element element, int size);
 
-// These start kernels on a stream and return at once, with a cudaError_t. Nothing may be empty.
+// The launchers start kernels on a stream and return a cudaError_t without waiting. No tensor may be empty.
 int launch_pointwise(Activation activation, const Layout& layout, Element element,
                      const PointwiseParameters& parameters, const void* x, void* y, void* stream);
 
-// grad_x or gradients may be null: what is not wanted. The workspace is for gradients.
+// grad_x and gradients may be null if they are not needed; workspace is used only for gradients.
 int launch_pointwise_backward(Activation activation, const Layout& layout, Element element,
                               const PointwiseParameters& parameters, const void* grad, const void* x, void* grad_x,
                               const PointwiseGradients* gradients, double* workspace, void* stream);

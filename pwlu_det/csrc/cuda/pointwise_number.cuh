@@ -1,6 +1,6 @@
-// What pointwise_math.h computes with on a GPU: a float, whose division and sigmoid are made of the GPU's
-// approximations. They are within 2 units in the last place, or 4 for sigmoid, by what NVIDIA states of ex2 and rcp;
-// the exact ones take about twice the instructions, and call functions.
+// The number type of pointwise_math.h on a GPU: a float whose division and sigmoid use the GPU's approximate
+// instructions. According to NVIDIA's error bounds of ex2 and rcp, division is accurate to 2 ulp and sigmoid to 4
+// ulp. The exact versions need about twice as many instructions, and function calls.
 #pragma once
 
 #include <cmath>
@@ -26,7 +26,7 @@ __device__ __forceinline__ Number fma(Number a, Number b, Number c) {
 __device__ __forceinline__ Number abs(Number a) { return Number(fabsf(a.value)); }
 __device__ __forceinline__ Number where_positive(Number c, Number a, Number b) { return c.value > 0 ? a : b; }
 
-// In pointwise_math.h the first of the two is a constant, which is never NaN.
+// In pointwise_math.h, the first argument is always a constant, and so never NaN.
 __device__ __forceinline__ Number min(Number a, Number b) {
 #if __CUDA_ARCH__ >= 800
   float least;
@@ -46,7 +46,7 @@ __device__ __forceinline__ Number max(Number a, Number b) {
 #endif
 }
 
-// 2^a, and 1 / a: 0 where that would not be a normal number.
+// 2^a and 1 / a, with subnormal results flushed to 0.
 __device__ __forceinline__ float normal_power_of_2(float a) {
 #ifdef __CUDA_ARCH__
   float power;
@@ -66,12 +66,12 @@ __device__ __forceinline__ float normal_reciprocal(float a) {
 #endif
 }
 
-// By way of quarters, as the reciprocal of b itself may be less than a normal number.
+// Uses b / 4, since the reciprocal of b itself may be subnormal.
 __device__ __forceinline__ Number operator/(Number a, Number b) {
   return Number(a.value * (0.25f * normal_reciprocal(0.25f * b.value)));
 }
 
-// 1 / (1 + e^a) with a = -z, where e^a = 2^b (1 + a - b ln 2): b is a / ln 2, rounded. Beyond 88 it is 0.
+// 1 / (1 + e^a) with a = -z, where e^a = 2^b (1 + a - b ln 2) and b is a / ln 2, rounded. From a = 88 on, it is 0.
 __device__ __forceinline__ Sigmoid<Number> sigmoid(Number z) {
   const float a = min(Number(88.0f), Number(-z.value)).value, b = a * 1.44269504f, power = normal_power_of_2(b);
   const float rest = std::fma(b, 1.90465421e-9f, std::fma(b, -0.693147182f, a));  // ln 2 in two parts

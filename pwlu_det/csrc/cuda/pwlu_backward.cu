@@ -5,19 +5,19 @@
 namespace pwlu {
 namespace {
 
-constexpr int64_t kSharedBytes = 48 << 10;  // what every GPU gives a block that does not ask for more
+constexpr int64_t kSharedBytes = 48 << 10;  // available to a block on every GPU without opting in to more
 
-// The windows, as few as there can be and of about the same size, and the shared memory that they take. Without sums
-// there is one, of no columns.
+// The smallest possible number of windows of about the same size, and the shared memory that they need. If no sums
+// are needed, there is a single window without columns.
 template <typename R, int kLanes>
 std::pair<Windows, int64_t> make_windows(int num_intervals, bool sums) {
-  constexpr int64_t kColumn = kThreads * sizeof(Two<R>);
+  constexpr int64_t kColumn = kThreads * sizeof(Pair<R>);
   const int64_t table = table_bytes<R>(PwluBackwardTable<R, kLanes>::kNumbers, num_intervals, kLanes);
-  const bool tabled = table <= kTableBytes;
-  if (!sums) return {{1, 0, tabled}, tabled ? table : 0};
-  const int columns = num_intervals + 2, most = tabled ? int((kSharedBytes - table) / kColumn) : kThreads;
+  const bool use_table = table <= kTableBytes;
+  if (!sums) return {{1, 0, use_table}, use_table ? table : 0};
+  const int columns = num_intervals + 2, most = use_table ? int((kSharedBytes - table) / kColumn) : kThreads;
   const int count = (columns + most - 1) / most, size = (columns + count - 1) / count;
-  return {{count, size, tabled}, tabled ? table + size * kColumn : 0};
+  return {{count, size, use_table}, use_table ? table + size * kColumn : 0};
 }
 
 }  // namespace

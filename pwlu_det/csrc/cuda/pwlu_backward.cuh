@@ -1,6 +1,6 @@
-// Table 1: dx and the gradients of all parameters, in two steps. The first takes, for each item and bin, the sums of
-// g and of g * (x - c_k); the second adds up a channel's items and makes gradients of them. Threads sum in bins of
-// their own, in shared memory, so there are no atomics.
+// Table 1: dx and the gradients of all parameters, in two steps. The first computes the sums of g ("amounts") and of
+// g * (x - c_k) ("moments") for each item and bin. The second adds up the items of each channel and computes the
+// gradients from the sums. Each thread has its own bins in shared memory, so no atomics are needed.
 #pragma once
 
 #include "items.cuh"
@@ -8,38 +8,39 @@
 
 namespace pwlu {
 
-// Bins that do not all fit in shared memory are taken in several windows, by a block each.
+// If the bins do not all fit in shared memory, they are divided into windows, with one block per item and window.
 struct Windows {
-  int count, size;  // columns
-  bool tabled;
+  int count, size;  // size in columns; column k + 1 is bin k
+  bool use_table;
 
   __device__ int number() const { return int(blockIdx.x) % count; }
   __device__ int first() const { return number() * size; }
   __device__ int columns(int num_intervals) const { return min(size, num_intervals + 2 - first()); }
 };
 
-// [bin][lane] of slope and centre, then for the window's bins the sums [bin][thread] of g and of g * (x - c_k).
+// Shared memory: slope and center, [bin][lane], then the sums of g and of g * (x - c_k) for the bins of the window,
+// [bin][thread].
 template <typename R, int kLanes>
 struct PwluBackwardTable {
   static constexpr int kNumbers = 2;
 
   __device__ explicit PwluBackwardTable(int num_intervals)
-      : lines(reinterpret_cast<Two<R>*>(shared_memory)),
-        sums(reinterpret_cast<Two<R>*>(shared_memory + table_bytes<R>(kNumbers, num_intervals, kLanes))) {}
+      : lines(reinterpret_cast<Pair<R>*>(shared_memory)),
+        sums(reinterpret_cast<Pair<R>*>(shared_memory + table_bytes<R>(kNumbers, num_intervals, kLanes))) {}
 
   template <typename P>
   __device__ bool make(const Parameters<P>& p, const Line<R>& line) const {
     return make_table<kLanes>(p, line, [&](int i, int k) { lines[i] = {R(slope_of(p, k)), center_of(R(k), line)}; });
   }
 
-  Two<R>*lines, *sums;
+  Pair<R>*lines, *sums;
 };
 
-// With kSums for the parameters' gradients.
+// kSums: whether the parameters' gradients are computed, too.
 template <int kLanes, bool kSums, typename R>
 struct PwluBackwardBody {
-  ByBin<R, Two<R>, kLanes> lines;
-  ByBin<R, Two<R>, kThreads> sums;  // this thread's own
+  ByBin<R, Pair<R>, kLanes> lines;
+  ByBin<R, Pair<R>, kThreads> sums;  // this thread's own
   Line<R> line;
   unsigned first, columns;  // of the window, as a raw bin
 
@@ -50,13 +51,13 @@ struct PwluBackwardBody {
         first(kFirstRawBin<R> + first),
         columns(columns) {}
 
-  // of x and g
+  // in is {x, g}.
   __device__ __forceinline__ R operator()(const R (&in)[2]) {
     const R x = in[0], g = in[1];
     const unsigned bin = raw_bin(x, line);
-    const Two<R> at = lines[bin];  // slope, centre
+    const Pair<R> at = lines[bin];  // slope, center
     if (kSums && bin - first < columns) {
-      Two<R> sum = sums[bin];
+      Pair<R> sum = sums[bin];
       sum.first += g;
       sum.second = fma(g, x - at.second, sum.second);
       sums[bin] = sum;
@@ -65,7 +66,7 @@ struct PwluBackwardBody {
   }
 };
 
-// The sums of a channel's items: [channel][amounts by column, moments by column][item].
+// The sums of all items: [channel][amounts by column, moments by column][item].
 class Partials {
  public:
   __host__ __device__ Partials(double* numbers, int num_intervals, int64_t items)
@@ -87,17 +88,18 @@ class Partials {
   int64_t items_;
 };
 
-// Takes an item's sums anew, in double, a thread for each bin; and its dx, where the channel does not fit R.
-// Its arguments are the kernel's own, so that nothing has to be kept for it.
+// Recomputes the sums of an item in double, with one thread per bin, and its dx if the channel does not fit in R.
+// It takes the kernel's own arguments, so that the kernel needs no registers for it.
 template <bool kSums, typename T, typename Items>
-__device__ __noinline__ void mend_pwlu_backward(Items items, const T* grad, const T* x, T* grad_x,
-                                                ParameterArrays<Real<T>> arrays, Windows windows, Partials partials) {
+__device__ __noinline__ void recompute_pwlu_backward(Items items, const T* grad, const T* x, T* grad_x,
+                                                     ParameterArrays<Real<T>> arrays, Windows windows,
+                                                     Partials partials) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x / windows.count);
   const CarefulFunction<R, R> function(arrays.of(item.channel));
-  if (grad_x && windows.number() == 0 && !(windows.tabled && function.fits())) {
-    item.walk(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
+  if (grad_x && windows.number() == 0 && !(windows.use_table && function.fits())) {
+    item.for_each(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
       from_real(R(double(to_real(grad[at])) * function.slope(to_real(x[at]))), grad_x[at]);
     });
   }
@@ -105,7 +107,7 @@ __device__ __noinline__ void mend_pwlu_backward(Items items, const T* grad, cons
   for (int c = threadIdx.x / kLanes; c < columns; c += kThreads / kLanes) {
     const int column = windows.first() + c;
     double amount = 0, moment = 0;
-    item.walk(0, 1, [&](int64_t at) {
+    item.for_each(0, 1, [&](int64_t at) {
       const R value = to_real(x[at]);
       if (function.column(value) != column) return;
       amount += double(to_real(grad[at]));
@@ -115,7 +117,7 @@ __device__ __noinline__ void mend_pwlu_backward(Items items, const T* grad, cons
   }
 }
 
-// dx is not wanted where grad_x is null; kSums says whether the sums are.
+// grad_x is null if it is not needed. kSums: whether the sums are needed.
 template <bool kSums, typename T, typename Items>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     pwlu_backward_kernel(Items items, const T* grad, const T* x, T* grad_x, ParameterArrays<Real<T>> arrays,
@@ -125,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int columns = kSums ? windows.columns(arrays.num_intervals) : 0;
   const auto item = items.item(blockIdx.x / windows.count);
   bool good = false;
-  if (windows.tabled) {
+  if (windows.use_table) {
     const auto p = arrays.of(item.channel);
     const PwluBackwardTable<R, kLanes> table(p.num_intervals);
     PwluBackwardBody<kLanes, kSums, R> body(table, make_line<R>(p), windows.first(), columns);
@@ -134,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     __syncthreads();
     item.sweep(Streams<T, 2>{{x, grad}, grad_x, !kSums || (grad_x && windows.number() == 0)}, body);
     __syncthreads();
-    // A warp for each column, over the threads of its lane.
+    // Each warp adds up a column, each lane over the threads of its channel.
     for (int c = threadIdx.x / kWarp; c < columns; c += kWarps) {
       double amount = 0, moment = 0;
       for (int t = threadIdx.x % kWarp; t < kThreads; t += kWarp) {
@@ -148,10 +150,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       }
     }
   }
-  if (__syncthreads_or(!good)) mend_pwlu_backward<kSums, T>(items, grad, x, grad_x, arrays, windows, partials);
+  if (__syncthreads_or(!good)) recompute_pwlu_backward<kSums, T>(items, grad, x, grad_x, arrays, windows, partials);
 }
 
-// Where the gradients go.
+// The parameters' gradients of all channels.
 template <typename P>
 struct GradientArrays {
   P *points, *left_bound, *right_bound, *left_slope, *right_slope;
@@ -164,7 +166,7 @@ struct GradientArrays {
         right_slope(static_cast<P*>(g.right_slope)) {}
 };
 
-// The gradients of a channel whose moments are known, by a block.
+// Computes the gradients of a channel from its moments, by one block.
 template <typename R, typename P>
 __device__ void finish_channel(const Parameters<P>& p, const Line<R>& line, const Moments& moments, int64_t channel,
                                const GradientArrays<P>& gradients) {
@@ -184,8 +186,8 @@ __device__ void finish_channel(const Parameters<P>& p, const Line<R>& line, cons
   gradients.right_slope[channel] = P(slope_gradient(p, line, moments, n));
 }
 
-// Adds up each channel's items into `sums`, [channel][amounts, moments], and makes gradients of them. A block for
-// each channel, of any number of warps.
+// Adds up the items of each channel into `sums`, [channel][amounts, moments], and computes the gradients. One block
+// per channel, of any number of warps.
 template <typename R, typename P>
 __global__ void pwlu_finish_kernel(ParameterArrays<P> arrays, Partials partials, double* sums,
                                    GradientArrays<P> gradients) {
@@ -202,7 +204,8 @@ __global__ void pwlu_finish_kernel(ParameterArrays<P> arrays, Partials partials,
   bool fits = bounds_fit(p, line);
   for (int k = int(threadIdx.x) - 1; k <= n; k += blockDim.x) fits &= slope_fits<R>(p, k);
 
-  // Also the barrier that the sums need. A channel that does not fit was summed about the centres in double.
+  // This is also the barrier between writing and reading the sums. The sums of a channel that does not fit in R are
+  // relative to the bins' centers in double.
   if (__syncthreads_and(fits)) {
     finish_channel(p, line, moments, channel, gradients);
   } else {

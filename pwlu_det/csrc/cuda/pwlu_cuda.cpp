@@ -1,4 +1,4 @@
-// The PWLU ops on a GPU.
+// The ops of PWLU on CUDA.
 #include <torch/library.h>
 
 #include <array>
@@ -11,7 +11,7 @@
 namespace pwlu {
 namespace {
 
-// The parameters, or tensors of their shapes.
+// The parameters, or tensors with their shapes.
 struct ParameterTensors {
   Tensor points, left_bound, right_bound, left_slope, right_slope;
 
@@ -35,7 +35,7 @@ struct ParameterTensors {
   }
 };
 
-// The memory format that x is worked on in: contiguous where the tables are too large for channels last.
+// The memory format in which x is processed: contiguous if the tables are too large for channels last.
 at::MemoryFormat format_for(const Tensor& x, const ParameterTensors& parameters) {
   const bool any = parameters.count() == 1 || pwlu_channels_last_fits(element_of(x), parameters.num_intervals());
   return any ? format_of(x) : at::MemoryFormat::Contiguous;

@@ -18,9 +18,9 @@ int launch_pwlu(const Layout& layout, Element element, const PwluParameters& par
     using R = Real<T>;
     using Items = std::decay_t<decltype(items)>;
     const int64_t bytes = table_bytes<R>(PwluTable<R, Items::kLanes>::kNumbers, n, Items::kLanes);
-    const bool tabled = bytes <= kTableBytes;
-    return launch(pwlu_kernel<T, Items>, items.items(), kThreads, tabled ? bytes : 0, stream, items,
-                  static_cast<const T*>(x), static_cast<T*>(y), ParameterArrays<R>(parameters), tabled);
+    const bool use_table = bytes <= kTableBytes;
+    return launch(pwlu_kernel<T, Items>, items.items(), kThreads, use_table ? bytes : 0, stream, items,
+                  static_cast<const T*>(x), static_cast<T*>(y), ParameterArrays<R>(parameters), use_table);
   });
 }
 

@@ -1,4 +1,4 @@
-// y of equation 1.
+// Forward of PWLU (equation 1).
 #pragma once
 
 #include "items.cuh"
@@ -6,14 +6,14 @@
 
 namespace pwlu {
 
-// What a bin is: one access to shared memory brings all of it (of float), and takes one address to make.
+// The data of a bin. In float, a single access to shared memory loads all of it.
 template <typename R>
 struct alignas(16) BinLine {
   R value, slope, center, unused;
 };
 
-// [bin][lane]: the lanes of a warp that have a channel each meet in no bank of shared memory, whichever bins they
-// want.
+// [bin][lane]: if each lane of a warp has its own channel, there are no bank conflicts, whichever bins the lanes
+// read.
 template <typename R, int kLanes>
 struct PwluTable {
   static constexpr int kNumbers = 4;
@@ -34,7 +34,7 @@ template <int kLanes, typename R>
 struct PwluBody {
   ByBin<R, BinLine<R>, kLanes> lines;
   Line<R> line;
-  R trap;  // NaN once a result was not finite
+  R trap;  // becomes NaN at the first result that is not finite
 
   __device__ PwluBody(const PwluTable<R, kLanes>& table, const Line<R>& line)
       : lines(table.lines + threadIdx.x % kLanes), line(line), trap(0) {}
@@ -48,28 +48,29 @@ struct PwluBody {
   }
 };
 
-// Computes anew what is not finite, or all where the channel does not fit R or has no table.
-// Its arguments are the kernel's own, so that nothing has to be kept for it.
+// Recomputes the results that are not finite, or all of them if the channel does not fit in R or has no table.
+// It takes the kernel's own arguments, so that the kernel needs no registers for it.
 template <typename T, typename Items>
-__device__ __noinline__ void mend_pwlu(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays, bool tabled) {
+__device__ __noinline__ void recompute_pwlu(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays,
+                                            bool use_table) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
   const CarefulFunction<R, R> function(arrays.of(item.channel));
-  const bool all = !tabled || !function.fits();
-  item.walk(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
+  const bool all = !use_table || !function.fits();
+  item.for_each(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
     if (all || !is_finite(to_real(y[at]))) from_real(R(function.value(to_real(x[at]))), y[at]);
   });
 }
 
 template <typename T, typename Items>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    pwlu_kernel(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays, bool tabled) {
+    pwlu_kernel(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays, bool use_table) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
   bool good = false;
-  if (tabled) {
+  if (use_table) {
     const auto p = arrays.of(item.channel);
     const PwluTable<R, kLanes> table;
     PwluBody<kLanes, R> body(table, make_line<R>(p));
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     item.sweep(Streams<T, 1>{{x}, y, true}, body);
     good &= body.trap == 0;
   }
-  if (__syncthreads_or(!good)) mend_pwlu<T>(items, x, y, arrays, tabled);
+  if (__syncthreads_or(!good)) recompute_pwlu<T>(items, x, y, arrays, use_table);
 }
 
 }  // namespace pwlu

@@ -1,7 +1,8 @@
-// Phase I: ReLU, and the moments of its input in the same pass.
+// Phase I: ReLU and the moments of its input in a single pass.
 //
-// Each thread sums x - a and (x - a)^2 about an a of its own, the first finite x that it meets, so that neither a
-// mean far from zero nor an outlier costs accuracy. In double these become sums about the channel's first element.
+// Each thread sums x - a and (x - a)^2, where a is the thread's first x (0 if that is not finite), so that neither a
+// mean far from zero nor an outlier costs accuracy. These sums are then converted, in double, to sums relative to the
+// channel's first element.
 #pragma once
 
 #include "items.cuh"
@@ -10,16 +11,16 @@ namespace pwlu {
 
 template <typename R>
 struct ReluBody {
-  R about = 0, sum = 0, squares = 0;
+  R pivot = 0, sum = 0, squares = 0;
   int count = 0;
 
   __device__ __forceinline__ R operator()(const R (&in)[1]) {
     const R x = in[0];
-    if (count == 0) about = is_finite(x) ? x : R(0);
+    if (count == 0) pivot = is_finite(x) ? x : R(0);
     ++count;
-    const R away = x - about;
-    sum += away;
-    squares = fma(away, away, squares);
+    const R difference = x - pivot;
+    sum += difference;
+    squares = fma(difference, difference, squares);
     return x > 0 ? x : x != x ? x : R(0);
   }
 };
@@ -38,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pwlu_phase1_kernel(Items it
   ReluBody<Real<T>> body;
   item.sweep(Streams<T, 1>{{x}, y, true}, body);
 
-  const double shift = double(body.about) - reference_point(x, items.first_of(item.channel));
+  const double shift = double(body.pivot) - reference_point(x, items.first_of(item.channel));
   double* scratch = reinterpret_cast<double*>(shared_memory);
   const double sum = block_sum<kLanes>(double(body.sum) + body.count * shift, scratch);
   const double squares =
@@ -49,18 +50,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pwlu_phase1_kernel(Items it
   sums[(item.channel * 2 + 1) * n + item.index] = squares;
 }
 
-// A warp for each channel.
+// One warp per channel.
 template <typename T, typename Items>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     pwlu_phase1_finish_kernel(Items items, const T* x, const double* sums, double count, Real<T>* mean,
                               Real<T>* deviation) {
   const int64_t channel = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp, n = items.items_of_channel();
-  if (channel >= items.channels()) return;  // all of the warp
+  if (channel >= items.channels()) return;  // the whole warp
   const double sum = warp_total(sums + channel * 2 * n, n), squares = warp_total(sums + (channel * 2 + 1) * n, n);
   if (threadIdx.x % kWarp > 0) return;
-  const double rest = squares - sum * (sum / count);
+  const double centered = squares - sum * (sum / count);
   mean[channel] = Real<T>(reference_point(x, items.first_of(channel)) + sum / count);
-  deviation[channel] = Real<T>(rest < 0 ? 0 : rest);  // NaN stays
+  deviation[channel] = Real<T>(centered < 0 ? 0 : centered);  // keeps NaN
 }
 
 }  // namespace pwlu

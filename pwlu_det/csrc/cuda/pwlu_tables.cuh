@@ -1,5 +1,6 @@
-// A channel's function as a block holds it: what finds the bin in registers, what the bins hold in shared memory.
-// Each block makes its own from the parameters, so tables cost no launch and are never stale.
+// A channel's function inside a block: the numbers that determine the bin of an x are in registers, and the data of
+// the bins are in a table in shared memory. Each block builds its table from the parameters, so tables need no launch
+// and are never stale.
 #pragma once
 
 #include <type_traits>
@@ -10,10 +11,10 @@
 
 namespace pwlu {
 
-// Tables are for this much shared memory at most; functions with more bins are computed without.
+// The maximum size of a table in shared memory. Functions with more bins are computed without a table.
 constexpr int64_t kTableBytes = 36 << 10;
 
-// Every channel's parameters.
+// The parameters of all channels.
 template <typename P>
 struct ParameterArrays {
   const P *points, *left_bound, *right_bound, *left_slope, *right_slope;
@@ -39,8 +40,8 @@ struct ParameterArrays {
   }
 };
 
-// The bin of x plus a constant, by the rule of bin_of: clipping first is the same. The float is rounded down to a
-// whole number by adding 1.5 * 2^23, which leaves it in the low bits: tables are for N far below 2^22.
+// The bin of x plus a constant, by the rule of bin_of, except that it clips first, which gives the same. Adding
+// 1.5 * 2^23 rounds a float down to an integer in its low bits; N is far below 2^22 if there is a table.
 __device__ __forceinline__ unsigned raw_bin(float x, const Line<float>& line) {
   const float last = x < line.right ? line.last - 0.5f : line.last;
   const float u = fminf(fmaxf((x - line.left) * line.scale, -1.0f), last);
@@ -53,8 +54,8 @@ __device__ __forceinline__ unsigned raw_bin(double x, const Line<double>& line) 
 template <typename R>
 constexpr unsigned kFirstRawBin = sizeof(R) == 4 ? 0x4b3fffffu : ~0u;
 
-// An array in shared memory that has Entry for each bin, kApart entries from one to the next.
-template <typename R, typename Entry, int kApart>
+// An array in shared memory with one Entry per bin, kStride entries apart.
+template <typename R, typename Entry, int kStride>
 class ByBin {
  public:
   __device__ explicit ByBin(const Entry* first)
@@ -66,17 +67,17 @@ class ByBin {
   }
 
  private:
-  static constexpr unsigned kBytes = kApart * sizeof(Entry);
-  unsigned origin_;  // in bytes, of raw bin 0, modulo 2^32
+  static constexpr unsigned kBytes = kStride * sizeof(Entry);
+  unsigned origin_;  // offset of raw bin 0 in bytes, modulo 2^32
 };
 
-// Two numbers that are accessed at once.
+// Two numbers that are read and written together.
 template <typename R>
-struct alignas(2 * sizeof(R)) Two {
+struct alignas(2 * sizeof(R)) Pair {
   R first, second;
 };
 
-// By accesses of 16 bytes, which are not left to the compiler to make of the members.
+// Loads an entry by explicit 16-byte accesses, since the compiler might load its members one by one.
 template <typename Entry>
 __device__ __forceinline__ Entry load_whole(const Entry* from) {
   uint4 bits[sizeof(Entry) / sizeof(uint4)];
@@ -86,13 +87,13 @@ __device__ __forceinline__ Entry load_whole(const Entry* from) {
   return entry;
 }
 
-// Bytes of shared memory for tables of so many numbers a bin, in each of `lanes` channels.
+// Bytes of shared memory for tables of `numbers` numbers per bin, for `lanes` channels.
 template <typename R>
 __host__ __device__ constexpr int64_t table_bytes(int numbers, int num_intervals, int lanes) {
   return (int64_t(numbers) * (num_intervals + 2) * lanes * sizeof(R) + 15) / 16 * 16;
 }
 
-// Whether R is good enough for the whole of a channel.
+// Whether the channel's function fits in R.
 template <typename R, typename P>
 __device__ bool channel_fits(const Parameters<P>& p, const Line<R>& line) {
   bool fits = bounds_fit(p, line);
@@ -100,7 +101,7 @@ __device__ bool channel_fits(const Parameters<P>& p, const Line<R>& line) {
   return fits;
 }
 
-// Calls make(index in a table, k) for this thread's part of its lane's columns; gives whether that part fits R.
+// Calls make(index in the table, bin) for this thread's part of the table. Returns whether that part fits in R.
 template <int kLanes, typename R, typename P, typename Make>
 __device__ bool make_table(const Parameters<P>& p, const Line<R>& line, const Make& make) {
   bool fits = bounds_fit(p, line);
@@ -113,7 +114,7 @@ __device__ bool make_table(const Parameters<P>& p, const Line<R>& line, const Ma
   return fits;
 }
 
-// The same function in double and without a table: where R does not hold the channel, or did not hold a result.
+// The same function in double and without a table, for channels and results that do not fit in R.
 template <typename R, typename P>
 class CarefulFunction {
  public:
@@ -139,7 +140,7 @@ class CarefulFunction {
   bool fits_;
 };
 
-// f(type of the elements, items): by rows where their tables fit.
+// Calls f(tag of the element type, items). Items are Rows if the layout is channels last and the tables fit.
 template <typename F>
 auto with_pwlu_items(const Layout& layout, Element element, int num_intervals, const F& f) {
   return with_items(layout, element, layout.channels_last && pwlu_channels_last_fits(element, num_intervals), f);
