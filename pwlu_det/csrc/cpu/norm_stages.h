@@ -14,7 +14,7 @@
 namespace pwlu {
 namespace {
 
-// Adjacent channels: one, or (channels last) up to kBlockChannels.
+// Adjacent channels: one, or (channels last) several, at most kBlockChannels.
 struct NormGroup {
   int64_t index, channel;
   int channels;

@@ -15,7 +15,9 @@ namespace pwlu {
 namespace {
 
 constexpr int64_t kPieceSize = 1 << 15;  // the approximate number of elements
-constexpr int64_t kBufferSize = 2048;    // the number of elements of a chunk, which is processed at once
+// The number of elements of a chunk, which is processed at once: in one channel, few enough for the L1 cache; with
+// channels last, so many that PWLU's sums over bins are not cleared and added up for a few rows each time.
+constexpr int64_t kChunkSize = 1 << 12, kBufferSize = 1 << 14;
 
 // A range of the pixels of all samples in a group.
 struct Pixels {
@@ -69,8 +71,8 @@ class NormWork {
   // buffer to be contiguous.
   template <typename F>
   void for_chunks(const NormGroup& group, const Pixels& piece, const F& run) const {
-    const int64_t size = kBufferSize / group.channels;
-    const bool at_ends = !channels_last() && layout_.inner >= kBufferSize / 4;
+    const int64_t size = channels_last() ? kBufferSize / group.channels : kChunkSize;
+    const bool at_ends = !channels_last() && layout_.inner >= kChunkSize / 8;
     for (int64_t begin = piece.begin; begin < piece.end;) {
       const int64_t row_end = at_ends ? (begin / layout_.inner + 1) * layout_.inner : piece.end;
       const int64_t end = std::min({begin + size, row_end, piece.end});
