@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pwlu_det.activations import ACTIVATIONS
 from pwlu_det.activations.registry import default_options
 from pwlu_det.errors import ConfigError
+
+MAX_SEED = 2**31 - 1
+"""The largest SEED: detectron2 adds the rank, and NumPy's seeds are below 2^32."""
 
 # Keys of MODEL.ACTIVATION.PWLU that control its training. All other keys of a node are constructor options.
 _TRAINING_KEYS = ("REALIGN", "PHASE1_ITERS", "PHASE1_EPOCHS")
@@ -127,6 +131,7 @@ def load_config(config_file: str, overrides: list[str]):
     add_pwlu_config(cfg)
     defaults = cfg.clone()
     try:
+        _check_config_file(config_file)
         cfg.merge_from_file(config_file, allow_unsafe=False)
     except RecursionError as error:
         why = "it is nested too deeply, or its _BASE_ refers back to it"
@@ -139,6 +144,56 @@ def load_config(config_file: str, overrides: list[str]):
         raise ConfigError(f"command line: {_text(error)}") from error
     _check_no_none(cfg, defaults)
     return cfg
+
+
+def _check_config_file(path: str) -> None:
+    """Call :func:`check_yaml` for a config file and for those that ``_BASE_`` names."""
+    import yaml
+
+    for _ in range(100):  # _BASE_ may refer back to the file
+        if not os.path.isfile(path):
+            if os.path.exists(path):  # opening a named pipe would wait for its other end
+                raise ValueError(f"{path} is not a regular file")
+            return  # detectron2 says what it has looked for
+        with open(path) as f:
+            text = f.read()
+        check_yaml(text)
+        content = yaml.safe_load(text)
+        base = content.get("_BASE_") if isinstance(content, dict) else None
+        if not isinstance(base, str):
+            return
+        path = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+
+
+def check_yaml(text: str) -> None:
+    """Check that YAML is not larger than its text once its aliases are replaced by what they stand for.
+
+    Raises:
+        ValueError: it does, so loading or printing it could take an exponential time.
+        yaml.YAMLError: it is not YAML.
+    """
+    import yaml
+
+    sizes: dict[str | None, int] = {}  # of anchored nodes
+    stack: list[tuple[str | None, int]] = [
+        (None, 0)
+    ]  # the anchors and sizes of the nodes that are not closed
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            stack.append((event.anchor, 1))
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            size = sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            size = sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = stack.pop()
+            sizes[anchor] = size
+        else:  # the start or end of a document
+            continue
+        stack[-1] = stack[-1][0], stack[-1][1] + size
+        if stack[-1][1] > max(len(text), 1000):
+            raise ValueError("its aliases (*name) repeat its content too often")
 
 
 def activation_options(cfg) -> dict[str, Any]:

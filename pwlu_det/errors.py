@@ -15,3 +15,8 @@ class CheckpointError(PwluDetError):
 
 class DatasetError(PwluDetError):
     """A dataset is missing or damaged. The message names the file and the entry in it."""
+
+
+def describe(error: BaseException) -> str:
+    """The message of an error in one line, or the name of its type if it has none, as ``MemoryError()``."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -9,8 +9,16 @@ import torch
 
 from pwlu_det.activations.registry import OptionError, build_activation
 from pwlu_det.backbone.placement import HEADS, POSITIONS, STAGES, get_placement
+from pwlu_det.checkpoint.checkpointer import has_resumable
 from pwlu_det.checkpoint.reader import read_checkpoint
-from pwlu_det.config import activation_options, architecture, check_architecture, on_cpu, phase1_iters
+from pwlu_det.config import (
+    MAX_SEED,
+    activation_options,
+    architecture,
+    check_architecture,
+    on_cpu,
+    phase1_iters,
+)
 from pwlu_det.data.dataset_check import check_datasets
 from pwlu_det.errors import ConfigError, PwluDetError
 
@@ -57,6 +65,9 @@ def check_config(cfg, num_processes: int = 1) -> None:
             "TEST.AUG.ENABLED is True; it must be False for MODEL.META_ARCHITECTURE "
             f"{cfg.MODEL.META_ARCHITECTURE}"
         )
+    workers = cfg.DATALOADER.NUM_WORKERS
+    _check(workers >= 0, "DATALOADER.NUM_WORKERS", workers, "at least 0")
+    _check(cfg.SEED <= MAX_SEED, "SEED", cfg.SEED, f"at most {MAX_SEED}, or negative for a random one")
     _check_options(cfg)
     if node.NAME == "pwlu":
         _check_phases(node.PWLU)
@@ -73,6 +84,8 @@ def check_training(cfg, num_processes: int = 1) -> None:
     batch, num_processes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE or num_processes
     allowed = f"a multiple of the number of processes, {num_processes}"
     _check(batch > 0 and batch % num_processes == 0, "SOLVER.IMS_PER_BATCH", batch, allowed)
+    period = cfg.SOLVER.CHECKPOINT_PERIOD
+    _check(period >= 1, "SOLVER.CHECKPOINT_PERIOD", period, "at least 1")
     dtype = cfg.SOLVER.AMP.DTYPE
     _check(dtype in AMP_DTYPES, "SOLVER.AMP.DTYPE", dtype, f"one of {', '.join(AMP_DTYPES)}")
     if cfg.MODEL.ACTIVATION.NAME == "pwlu":
@@ -99,7 +112,7 @@ def check_files(cfg, resume: bool, training: bool) -> list[str]:
     _check_device(cfg.MODEL.DEVICE)
     _check(not training or cfg.DATASETS.TRAIN, "DATASETS.TRAIN", cfg.DATASETS.TRAIN, "one dataset or more")
     weights = cfg.MODEL.WEIGHTS
-    if not (resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
+    if not (resume and has_resumable(cfg.OUTPUT_DIR)):
         _check(training or weights, "MODEL.WEIGHTS", weights, "the file to evaluate, unless --resume is used")
         _check_weights(weights)
     notes = check_datasets(cfg, training)

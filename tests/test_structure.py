@@ -15,7 +15,7 @@ FILES = {
 }
 NEED_DETECTRON2 = ("backbone", "engine", "checkpoint", "data")
 # Imported inside functions, since most of the package works without them.
-OPTIONAL = {"detectron2", "matplotlib", "sklearn", "resource"}
+OPTIONAL = {"detectron2", "matplotlib", "sklearn", "resource", "yaml"}
 NEED_OPTIONAL = {"pwlu_det.benchmark.models", "pwlu_det.benchmark.networks"}
 # Each layer may import itself and the layers before it.
 LAYERS = ("errors", "ops", "activations", "config", "checkpoint", "data", "backbone", "preflight", "engine")

@@ -16,6 +16,7 @@ from pwlu_det.config import load_config, on_cpu
 from pwlu_det.engine.launch import launch, num_processes
 from pwlu_det.engine.process_watch import share_cores, watch_processes
 from pwlu_det.engine.resume import settle_seed
+from pwlu_det.engine.run_lock import lock_output_dir
 from pwlu_det.engine.trainer import Trainer
 from pwlu_det.errors import PwluDetError
 from pwlu_det.preflight import check_config, check_files, check_training
@@ -46,12 +47,13 @@ def set_up(args, cfg, notes):
 
 
 def train(args, cfg, notes):
-    resumable = find_resumable(cfg.OUTPUT_DIR) if args.resume else None
-    cfg = settle_seed(cfg, resumable)
-    set_up(args, cfg, notes)
-    trainer = Trainer(cfg, resumable)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with lock_output_dir(cfg.OUTPUT_DIR):
+        resumable = find_resumable(cfg.OUTPUT_DIR) if args.resume else None
+        cfg = settle_seed(cfg, resumable)
+        set_up(args, cfg, notes)
+        trainer = Trainer(cfg, resumable)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 def evaluate(args, cfg, notes):

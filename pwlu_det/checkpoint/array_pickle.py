@@ -1,126 +1,104 @@
-"""Read pickles of NumPy arrays without calling anything that the file names.
+"""Read pickles of NumPy arrays.
 
-Python's unpickler looks up every global name in a file; here each lookup returns a stand-in. NumPy's own
-classes would not be safe: a file could set fields of dtypes and arrays that determine which memory is read.
-The stand-ins pass only bytes, a numeric type and a shape to NumPy.
+NumPy's own classes would not be safe: a file could set fields of dtypes and arrays that determine which
+memory is read. The stand-ins pass only bytes, a numeric type and a shape to NumPy.
 """
 
 from __future__ import annotations
 
-import pickle
+import math
 import re
-from collections.abc import Callable
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from pwlu_det.checkpoint.bounded_pickle import (
+    STAND_INS,
+    BoundedUnpickler,
+    Function,
+    Pending,
+    Resolver,
+    StandIn,
+    file_size,
+    is_shape,
+    resolve,
+    short,
+)
+
+_GROWTH = 2  # an array's bytes, and the text from which older pickles encode them
 
 
 def load_arrays(file: BinaryIO) -> Any:
     """Load a pickle of dictionaries, lists, tuples, strings, numbers and numeric arrays.
 
+    Memory and time are proportional to the size of the file, and so is the content even if each object in it
+    is copied wherever the file refers to it.
+
     Raises:
-        pickle.UnpicklingError: the file contains anything else, which is neither created nor called.
+        pickle.UnpicklingError: the file contains anything else, which is neither created nor called, or is
+            much smaller than its content.
         Exception: of any type, if the file is not a pickle.
     """
-    return _resolve(_Unpickler(file, encoding="latin1").load())
+    content = BoundedUnpickler(file, _STAND_INS, "dictionaries of NumPy arrays").load()
+    return resolve(content, file_size(file), _GROWTH)
 
 
-class _Unpickler(pickle._Unpickler):
-    """The pure-Python unpickler: the C one lets a ten-byte file allocate any amount of memory."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in _STAND_INS:
-            raise pickle.UnpicklingError(
-                f"the file refers to {module}.{name}; only dictionaries of NumPy arrays are allowed"
-            )
-        return _STAND_INS[f"{module}.{name}"]
-
-
-class _Dict(dict):
-    def __setstate__(self, state: Any) -> None:
-        """Ignore the attributes of an ordered dictionary; its items are enough."""
-
-
-class _Dtype:
+class _Dtype(StandIn):
     """A dtype: its type code, and the byte order, which the file sets afterwards."""
 
     def __init__(self, code: Any, *_):
-        if not isinstance(code, str) or not re.fullmatch("[fiu][1248]|b1", code):
-            raise pickle.UnpicklingError(
-                f"the file contains an array of type {code!r}; only numeric types are allowed"
+        if type(code) is not str or not re.fullmatch("[fiu][1248]|b1", code):
+            raise UnpicklingError(
+                f"the file contains an array of type {short(code)}; only numeric types are allowed"
             )
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple) -> None:
-        self.order = {">": ">", "<": "<"}.get(state[1], "=")
+        self.order = state[1] if state[1] in ("<", ">") else "="
 
 
-class _Array:
+class _Array(Pending):
     """An array, whose content the file sets afterwards."""
 
     def __init__(self, *_):
-        self.array: np.ndarray | None = None
+        super().__init__(_make_incomplete)
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, column_major, content = state
-        self.array = _make_array(content, dtype, shape, "F" if column_major else "C")
+        self.make = _array(content, dtype, shape, "F" if column_major else "C").make
 
 
-def _make_array(content: Any, dtype: Any, shape: tuple, order: str = "C") -> np.ndarray:
-    if isinstance(content, str):  # Python 2 did not distinguish bytes from text
-        content = content.encode("latin1")
-    if not isinstance(dtype, _Dtype) or not isinstance(content, (bytes, bytearray)):
-        raise pickle.UnpicklingError("the file contains an array that is not numeric")
-    if any(size < 0 for size in shape):
-        raise pickle.UnpicklingError(f"the file contains an array of shape {shape}; no size may be negative")
-    stored = np.frombuffer(content, np.dtype(dtype.order + dtype.code)).reshape(shape, order=order)
-    return stored.astype(dtype.code)  # a writable copy in this machine's byte order
+def _make_incomplete(resolver: Resolver) -> np.ndarray:
+    raise UnpicklingError("the file contains an array without content")
 
 
-def _make_bytes(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(
-            f"the file contains bytes encoded as {encoding!r}; only latin1 is allowed"
-        )
-    return text.encode(encoding)
+def _array(content: Any, dtype: Any, shape: tuple, order: str = "C") -> Pending:
+    if not is_shape(shape):
+        raise UnpicklingError(f"the file contains an array of shape {short(shape)}; no size may be negative")
 
+    def make(resolver: Resolver) -> np.ndarray:
+        stored = resolver(content)
+        if isinstance(stored, str):  # Python 2 did not distinguish bytes from text
+            resolver.charge(len(stored))
+            stored = stored.encode("latin1")
+        if not isinstance(dtype, _Dtype) or not isinstance(stored, (bytes, bytearray)):
+            raise UnpicklingError("the file contains an array that is not numeric")
+        size = np.dtype(dtype.code).itemsize * math.prod(shape)
+        if size != len(stored):
+            raise UnpicklingError(
+                f"the file contains an array of {len(stored)} bytes that should have {size}"
+            )
+        resolver.charge(size)
+        array = np.frombuffer(stored, np.dtype(dtype.order + dtype.code)).reshape(shape, order=order)
+        return array.astype(dtype.code)  # a writable copy in this machine's byte order
 
-def _resolve(value: Any) -> Any:
-    """Replace the stand-ins in ``value`` with arrays."""
-    if isinstance(value, _Array):
-        return value.array
-    if isinstance(value, dict):
-        return {key: _resolve(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_resolve, value))
-    return value
-
-
-class _Function:
-    """A function that a file may call. It is wrapped so that the file cannot set its attributes."""
-
-    __slots__ = ("call",)
-
-    def __init__(self, call: Callable):
-        self.call = call
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.call(*arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("the file sets attributes of a function")
+    return Pending(make)
 
 
 # The global names that a file may use, and their stand-ins.
-_STAND_INS = {
-    "collections.OrderedDict": _Dict,
-    "_codecs.encode": _Function(_make_bytes),
-    "numpy.ndarray": _Array,
-    "numpy.dtype": _Dtype,
-}
+_STAND_INS = {**STAND_INS, "numpy.ndarray": _Array, "numpy.dtype": _Dtype}
 for _core in ("numpy.core", "numpy._core"):
     _STAND_INS[f"{_core}.multiarray._reconstruct"] = _Array
-    _STAND_INS[f"{_core}.multiarray.scalar"] = _Function(
-        lambda dtype, content: _make_array(content, dtype, ())
-    )
-    _STAND_INS[f"{_core}.numeric._frombuffer"] = _Function(_make_array)
+    _STAND_INS[f"{_core}.multiarray.scalar"] = Function(lambda dtype, content: _array(content, dtype, ()))
+    _STAND_INS[f"{_core}.numeric._frombuffer"] = Function(_array)

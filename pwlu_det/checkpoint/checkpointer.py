@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,8 +17,8 @@ from torch import nn
 
 from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
 from pwlu_det.checkpoint.plain import plain
-from pwlu_det.checkpoint.reader import read_checkpoint
-from pwlu_det.errors import CheckpointError, PwluDetError
+from pwlu_det.checkpoint.reader import read_checkpoint, read_iteration
+from pwlu_det.errors import CheckpointError, PwluDetError, describe
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -102,11 +104,18 @@ class Checkpointer(DetectionCheckpointer):
             CheckpointError: the file cannot be downloaded or read, or it does not match the model.
         """
         try:
-            return super().load(path, *args, **kwargs)
+            rest = super().load(path, *args, **kwargs)
         except PwluDetError:
             raise
         except Exception as error:  # the file was read, so its content must be wrong
-            raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+            raise CheckpointError(f"{path} cannot be loaded: {describe(error)}") from error
+        keys = self.model.state_dict().keys() - {"pixel_mean", "pixel_std"}
+        if path and keys and keys <= set(self.incompatible.missing_keys):
+            raise CheckpointError(
+                f"{path} does not fit the model: none of its tensors has the name and the shape of any of "
+                f"those in the model, such as {min(keys)}"
+            )
+        return rest
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith((".pkl", ".pyth")):  # detectron2 would unpickle these, running any code in them
@@ -119,7 +128,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]):
         self.incompatible = super()._load_model(checkpoint)
-        unfit = [key for keys in self.incompatible for key in keys]
+        unfit = [*self.incompatible.missing_keys, *self.incompatible.unexpected_keys]
         if self._resumes and unfit:
             raise CheckpointError(
                 f"--resume: {self.resumable.file} does not match the model: {len(unfit)} tensors are "
@@ -128,8 +137,15 @@ class Checkpointer(DetectionCheckpointer):
         return self.incompatible
 
 
+def has_resumable(folder: str) -> bool:
+    """Whether :func:`find_resumable` would find a checkpoint, or damaged ones only."""
+    return any(True for _ in _candidates(folder, {}))
+
+
 def find_resumable(folder: str) -> Resumable:
-    """Find the checkpoint that ``folder/last_checkpoint`` names or, if it is damaged, the newest intact one.
+    """Find the checkpoint that ``folder/last_checkpoint`` names.
+
+    If that file or the checkpoint is missing or damaged, find the intact one with the highest iteration.
 
     Raises:
         CheckpointError: all checkpoints are damaged, or the processes do not see the same files.
@@ -144,30 +160,61 @@ def find_resumable(folder: str) -> Resumable:
 
 
 def _find_resumable(folder: str) -> Resumable:
-    tag = os.path.join(folder, "last_checkpoint")
-    if not os.path.isfile(tag):
-        return Resumable()
-    with open(tag, encoding="utf-8", errors="replace") as f:
-        last = os.path.join(folder, f.read().strip())
-    others = glob.glob(os.path.join(glob.escape(folder), "*.pth"))
-    others = sorted((o for o in others if o != last), key=os.path.getmtime, reverse=True)
-    damages = {}
-    for file in (last, *others):
+    damages: dict[str, str] = {}
+    for file in _candidates(folder, damages):
         try:
             return Resumable(file, damages, _read_resumable(file))
         except CheckpointError as error:
             damages[file] = str(error)
+    if list(damages.values()) == [_ABSENT]:
+        return Resumable()
     listed = "".join(f"\n  {file}: {why}" for file, why in damages.items())
     raise CheckpointError(
         f"--resume: OUTPUT_DIR {folder} has no intact checkpoint; omit --resume to start over.{listed}"
     )
 
 
+_ABSENT = "it does not exist"
+
+
+def _candidates(folder: str, damages: dict[str, str]) -> Iterator[str]:
+    """The files to try, best first. Files that are damaged obviously are added to ``damages``."""
+    tag = os.path.join(folder, "last_checkpoint")
+    last = _read_tag(tag)
+    if re.fullmatch(r"[^/\0]{1,255}", last) and last.strip("."):
+        yield os.path.join(folder, last)
+    else:
+        why = f"its content is {last[:100]!r}; it must be the name of a file in the same folder"
+        damages[tag] = why if os.path.lexists(tag) else _ABSENT
+    iterations = {}
+    for file in glob.glob(os.path.join(glob.escape(folder), "*.pth")):
+        try:
+            iteration = read_iteration(file)
+        except CheckpointError as error:
+            damages.setdefault(file, str(error))
+        else:
+            if iteration is not None and os.path.basename(file) != last:
+                iterations[file] = iteration
+    # Not by time, which copying a folder changes. Of the same iteration, model_final is after model_0000059.
+    yield from sorted(iterations, key=lambda file: (iterations[file], file), reverse=True)
+
+
+def _read_tag(tag: str) -> str:
+    if not os.path.isfile(tag):
+        return ""
+    with open(tag, encoding="utf-8", errors="replace") as f:
+        return f.read(10_000).strip()
+
+
 def _read_resumable(file: str) -> dict[str, Any]:
+    iteration = read_iteration(file)
     content = read_checkpoint(file)
     lacking = {"model", "trainer", "iteration"} - set(content)
     if lacking:
         raise CheckpointError(
             f"it is not a training checkpoint: it has no {' and no '.join(sorted(lacking))}"
         )
+    trainer = content["trainer"]
+    if iteration is None or not isinstance(trainer, dict) or trainer.get("iteration") != iteration:
+        raise CheckpointError(f"its trainer's state is not that of its iteration, {iteration}")
     return content

@@ -55,7 +55,6 @@ def _load(model: nn.Module, weights: str) -> None:
     checkpointer = Checkpointer(model)
     checkpointer.load(weights, checkpointables=[])
     lacking = [key for key in checkpointer.incompatible.missing_keys if key.startswith("backbone.")]
-    lacking += [key for key, *_ in checkpointer.incompatible.incorrect_shapes if key.startswith("backbone.")]
     if lacking:
         raise CheckpointError(
             f"--weights {weights} does not contain the backbone of --config-file: {len(lacking)} tensors are "

@@ -35,6 +35,8 @@ def plain(value: Any, path: str) -> Any:
         return type(value)(items)
     if type(value) in (list, tuple, set):
         return type(value)(plain(item, f"{path}[{i}]") for i, item in enumerate(value))
+    if isinstance(value, Tensor) and value.numel() * value.itemsize > _storage_size(value):
+        return value.contiguous()  # an expanded tensor, which the reader could take for an attack
     if type(value) not in _VALUES:
         raise CheckpointError(
             f"{path} is of type {type(value).__module__}.{type(value).__qualname__}, which is not "
@@ -42,3 +44,7 @@ def plain(value: Any, path: str) -> Any:
             "numbers and NumPy arrays of numbers"
         )
     return value
+
+
+def _storage_size(value: Tensor) -> float:
+    return value.untyped_storage().nbytes() if value.layout == torch.strided else float("inf")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import zipfile
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
 
@@ -12,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pwlu_det.checkpoint.array_pickle import load_arrays
+from pwlu_det.checkpoint.tensor_file import load_numbers, load_tensors
 from pwlu_det.errors import CheckpointError
-
-_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # magic number of torch < 1.6
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -32,22 +32,45 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read, would run code, or contains no weights.
     """
-    try:
+    with _one_error(path):
         if path.endswith(".pkl"):
             checkpoint = _read_pkl(path)
         elif path.endswith(".pyth"):
             checkpoint = _read_pycls(path)
         else:
-            checkpoint = _read_torch(path)
+            checkpoint = _as_dict(load_tensors(path))
             if "model" not in checkpoint:
                 checkpoint = {"model": checkpoint}
         _check_model(checkpoint["model"])
+        return checkpoint
+
+
+def read_iteration(path: str) -> int | None:
+    """The iteration after which a training checkpoint was written; None if the file is another one.
+
+    Tensors are not read, so the file may still be damaged.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its iteration is out of range.
+    """
+    with _one_error(path):
+        iteration = load_numbers(path).get("iteration")
+        if iteration is not None and (type(iteration) is not int or not 0 <= iteration < 2**31):
+            raise ValueError(f"its iteration is {iteration!r}; it must be an integer from 0 to 2^31 - 1")
+        return iteration
+
+
+@contextmanager
+def _one_error(path: str) -> Iterator[None]:
+    try:
+        if not os.path.isfile(path):  # opening a named pipe would wait for its other end
+            raise ValueError("it is not a regular file" if os.path.exists(path) else "it does not exist")
+        yield
     except Exception as error:  # a broken or malicious file can raise anything
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: {_reason(error)}. It must be a .pth file of tensors or "
             "a .pkl file of NumPy arrays."
         ) from error
-    return checkpoint
 
 
 def _read_pkl(path: str) -> dict[str, Any]:
@@ -61,22 +84,9 @@ def _read_pkl(path: str) -> dict[str, Any]:
 
 
 def _read_pycls(path: str) -> dict[str, Any]:
-    model = _as_dict(_read_torch(path)["model_state"])
+    model = _as_dict(_as_dict(load_tensors(path))["model_state"])
     model = {name: value for name, value in model.items() if not str(name).endswith("num_batches_tracked")}
     return {"model": model, "__author__": "pycls", "matching_heuristics": True}
-
-
-def _read_torch(path: str) -> dict[str, Any]:
-    with open(path, "rb") as f:
-        start = f.read(len(_LEGACY_START))
-    if start.startswith(b"PK"):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch does not verify checksums
-        if damaged:
-            raise ValueError(f"its entry {damaged} is damaged")
-    elif start != _LEGACY_START:
-        raise ValueError("it was not written by torch.save" if start else "it is empty")
-    return _as_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _check_model(model: Any) -> None:
@@ -103,9 +113,8 @@ def _as_tensors(arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    name = re.search(r"GLOBAL (\S+)", str(error))  # drop torch's advice on how to run the code anyway
-    if name:
-        return f"the file refers to {name[1]}; only tensors are allowed"
-    text = str(error).strip().split("\n")[0][:300]
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = " ".join(str(error).split())[:300]
     is_clear = isinstance(error, (ValueError, OSError, UnpicklingError)) and text
     return text if is_clear else f"{type(error).__name__} {text}".strip()

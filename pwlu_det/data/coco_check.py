@@ -89,7 +89,7 @@ def _check_content(content: Any, image_root: str | None, use: Use, unique: bool)
     notes = [f"left out: {note}"] if note else []
     if any(annotation["id"] == 0 for annotation in annotations):
         notes.append("an annotation has the id 0, which makes COCO's evaluation wrong")
-    wrong = 0 if use.training else sum(map(_has_wrong_area, annotations))
+    wrong = sum(_has_wrong_area(a) for a in annotations if not use.training and a["image_id"] in images)
     if wrong:
         notes.append(f"{wrong} areas do not match their masks or boxes, which makes AP by size wrong")
     return Summary(

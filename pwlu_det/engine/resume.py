@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pwlu_det.checkpoint.checkpointer import Resumable
+from pwlu_det.config import MAX_SEED, check_yaml
 from pwlu_det.engine.data_stream import enter_stream
 from pwlu_det.engine.gather import EachIteration
 from pwlu_det.engine.random_state import seed_all
@@ -117,23 +118,35 @@ def settle_seed(cfg, resumable: Resumable | None = None):
     saved = _saved_config(resumable) if resumable and resumable.file else None
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SEED = saved["SEED"] if saved else comm.shared_random_seed()
+    cfg.SEED = _seed_of(saved, resumable.file) if saved else comm.shared_random_seed()
     cfg.freeze()
     return cfg
+
+
+def _seed_of(saved: dict, file: str) -> int:
+    seed = saved.get("SEED")
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise CheckpointError(f"{file}: its SEED is {seed!r}; it must be an integer from 0 to {MAX_SEED}")
+    return seed
 
 
 def _saved_config(resumable: Resumable) -> dict | None:
     try:
         state = resumable.content["trainer"].get("hooks", {}).get(ExactResume.__qualname__)
-        return dict(yaml.safe_load(state["config"])) if state else None
-    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        if not state:
+            return None
+        check_yaml(state["config"])
+        return dict(yaml.safe_load(state["config"]))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(f"{resumable.file} has no valid trainer state: {error}") from error
 
 
 def _flatten(node: dict, prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in node.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        flat.update(
+            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        )
     return flat
 
 

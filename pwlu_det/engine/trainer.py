@@ -24,6 +24,7 @@ from pwlu_det.engine.data_stream import build_train_loader
 from pwlu_det.engine.optimizer import build_optimizer, check_has_sites
 from pwlu_det.engine.phases import build_phase_hook
 from pwlu_det.engine.resume import ExactResume, ResumablePreciseBN, settle_seed, warn_of_changes
+from pwlu_det.engine.run_lock import lock_output_dir
 from pwlu_det.engine.stop import StopOnSignal
 
 # The parts of each architecture that use the backbone's features.
@@ -92,7 +93,10 @@ class Trainer(DefaultTrainer):
 
     def train(self):
         logger.info(f"Environment of pwlu_det:\n{collect_env()}")
-        return super().train()
+        with lock_output_dir(self.cfg.OUTPUT_DIR):
+            if self.start_iter >= self.max_iter:
+                self._write_final()
+            return super().train()
 
     def run_step(self) -> None:
         # The focal loss is in TorchScript, which rounds differently in its first calls than once optimized:
@@ -129,6 +133,14 @@ class Trainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return {f"{key}_TTA": value for key, value in results.items()}
+
+    def _write_final(self) -> None:
+        """Write the final checkpoint of a run that was resumed from its last iteration.
+
+        It was killed before that file was whole, or the file was damaged afterwards.
+        """
+        if os.path.basename(self.checkpointer.resumable.file) != "model_final.pth":
+            self.checkpointer.save("model_final", iteration=self.iter)
 
     def _build_precise_bn(self) -> ResumablePreciseBN | None:
         cfg = self.cfg.clone()

@@ -119,6 +119,25 @@ def assert_equal(ours, theirs, x):
         assert all(map(torch.equal, *gradients))
 
 
+def assert_each_layer_has_its_activation(block, x, num_calls=1):
+    """act1 and act2 get the outputs of conv1 and conv2, and all three are called once per branch."""
+    given = {f"act{i}": [] for i in (1, 2, 3)}
+    made = {f"act{i}": [] for i in (1, 2, 3)}
+    for i in (1, 2, 3):
+        act, conv = getattr(block, f"act{i}"), getattr(block, f"conv{i}")
+        act.register_forward_pre_hook(lambda m, x, i=i: given[f"act{i}"].append(x[0].detach().clone()))
+
+        def keep(m, x, y, i=i):
+            made[f"act{i}"] += [z.detach().clone() for z in (y if isinstance(y, list) else [y])]
+
+        conv.register_forward_hook(keep)
+    block(x)
+    for i in (1, 2, 3):
+        assert len(given[f"act{i}"]) == num_calls
+        if i < 3 or num_calls == 1:  # in a Trident block, act3 follows the addition
+            assert all(map(torch.equal, given[f"act{i}"], made[f"act{i}"]))
+
+
 def sites(model):
     return [name for name, module in model.named_modules() if isinstance(module, PWLU)]
 
@@ -145,7 +164,8 @@ def test_trident_blocks(cfg, test_branch):
     torch.testing.assert_close(model(x)["res3"], stock.train()(x)["res3"])  # phase I is ReLU
     assert [m.count for m in block.act1.batch_moments] == [y[0].numel() for y in seen]  # of each branch
     torch.testing.assert_close([m.mean for m in block.act1.batch_moments], [y.mean(1) for y in seen])
-    assert len(seen) == 3 and sites(copy.deepcopy(model)) == sites(model)
+    assert_each_layer_has_its_activation(block, [torch.randn(2, 24, 6, 6)] * 3, num_calls=3)
+    assert len(seen) == 6 and sites(copy.deepcopy(model)) == sites(model)
 
 
 def deeplab(cfg, name="relu", builder="build_act_resnet_deeplab_backbone"):
@@ -164,6 +184,7 @@ def test_deeplab(cfg):
     )
     model = deeplab(cfg, "pwlu")
     assert len(sites(model)) == 48 + 3
+    assert_each_layer_has_its_activation(model.stem, torch.randn(2, 3, 64, 64))
     stem = {name: m.num_channels for name, m in model.stem.named_modules() if isinstance(m, PWLU)}
     assert stem == {"act1": 64, "act2": 64, "act3": 128}
     cfg.MODEL.ACTIVATION.POSITIONS = ["act2"]

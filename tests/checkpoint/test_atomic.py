@@ -1,5 +1,8 @@
 """Files are written completely or not at all, even if the disk is full."""
 
+import errno
+import fcntl
+import multiprocessing
 import os
 import resource
 import signal
@@ -64,3 +67,99 @@ def test_error_in_the_block_is_propagated(tmp_path):
         f.write(b"half")
         raise KeyError
     assert os.listdir(tmp_path) == []
+
+
+# --- several writers of one file ------------------------------------------------------------------
+
+
+def write_often(path, mark):
+    for _ in range(15):
+        with atomic_writer(str(path)) as f:
+            for _ in range(50):
+                f.write(mark * 1000)
+                f.flush()
+
+
+def test_several_writers_of_one_file(tmp_path):
+    """At each moment, the file is whole and by one of its writers."""
+    path = tmp_path / "file"
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=write_often, args=(path, mark)) for mark in (b"a", b"b", b"c")]
+    for writer in writers:
+        writer.start()
+    contents = set()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            contents.add(path.read_bytes())
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert 2 <= len(contents) <= 3
+    assert all(len(content) == 50_000 and len(set(content)) == 1 for content in contents)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_files_of_dead_writers_are_removed_and_those_of_living_ones_kept(tmp_path):
+    path = str(tmp_path / "file")
+    dead = tmp_path / "file.0123abcd.tmp"
+    others = {"file2.0123abcd.tmp", "file.0123abcd.tmp2", "file.tmp", "file.0123abcg.tmp"}
+    for name in (dead.name, *others):
+        (tmp_path / name).write_bytes(b"x")
+    with atomic_writer(path) as first:
+        assert not dead.exists()
+        with atomic_writer(path) as second:
+            assert os.path.exists(first.name) and first.name != second.name
+            second.write(b"second")
+        first.write(b"first")
+    assert set(os.listdir(tmp_path)) == {"file", *others}
+    assert (tmp_path / "file").read_bytes() == b"first"
+
+
+def test_writer_whose_new_file_was_taken_for_a_stale_one_tries_again(tmp_path, monkeypatch):
+    lock, removed = fcntl.flock, []
+
+    def remove_first(file, how):
+        if not removed and how == fcntl.LOCK_EX:
+            removed.append(file.name)
+            os.remove(file.name)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with atomic_writer(str(tmp_path / "file")) as f:
+        f.write(b"x")
+    assert removed and os.listdir(tmp_path) == ["file"]
+
+
+def test_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / "file.0123abcd.tmp").write_bytes(b"x")
+    with atomic_writer(str(tmp_path / "file")) as f:
+        f.write(b"x")
+    assert set(os.listdir(tmp_path)) == {"file", "file.0123abcd.tmp"}  # its writer may be alive
+
+
+def test_permissions_are_those_of_a_new_file(tmp_path):
+    (tmp_path / "ordinary").write_bytes(b"")
+    atomic_save(SMALL, str(tmp_path / "file"))
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+@pytest.mark.parametrize("first", [OSError(28, "No space left on device"), MemoryError("of the cause")])
+def test_the_cause_of_a_failed_save_is_not_lost(tmp_path, monkeypatch, first):
+    def save(content, f):
+        try:
+            try:
+                raise first
+            finally:
+                raise KeyError("cleaning up")
+        finally:
+            raise RuntimeError("unexpected pos")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises((OSError, RuntimeError)) as error:
+        atomic_save(SMALL, str(tmp_path / "file"))
+    if isinstance(first, OSError):
+        assert str(error.value) == f"[Errno 28] No space left on device: '{tmp_path / 'file'}'"
+    else:
+        assert error.value.__context__.__context__ is first and not error.value.__suppress_context__

@@ -201,6 +201,12 @@ def test_areas_that_do_not_match_masks_or_boxes_are_counted(tmp_path, case):
     assert note.startswith("1 images, 2 annotations" + expected) and ("areas" in note) == bool(wrong)
 
 
+def test_masks_of_images_that_are_not_in_the_file_are_not_read(tmp_path):
+    file, _ = write_coco(tmp_path, 1, image_id=7, segmentation={"size": [2, 2], "counts": "?"})
+    note = check_coco(file, str(tmp_path), Use(training=False)).note
+    assert "2 annotations of images that are not in the file" in note
+
+
 def test_area_zero_makes_ap_by_size_wrong(cfg, tmp_path, catalog):
     """What the note is about: the perfect detection of a medium object."""
     cfg.OUTPUT_DIR = str(tmp_path)

@@ -135,7 +135,8 @@ def check(case: PointwiseCase, op: int, results: list[torch.Tensor]) -> None:
         moved = step * (np.arange(len(table)) == k)[:, None]
         terms = grad * (function(x, table + moved) - function(x, table - moved)) / (2 * step)
         expected = terms.sum(others)
-        bound = (unit + 1e-10) * np.abs(terms).sum(others) + 1e-10
+        # At -10, a sigmoid has ten times the relative error of its argument, and a sum of few terms keeps it.
+        bound = (4 * unit + 1e-10) * np.abs(terms).sum(others) + 1e-10
         assert_near(results[-1][k], expected, bound, f"gradient of coefficient {k}")
 
 
