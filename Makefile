@@ -1,7 +1,7 @@
 # make env    create an environment in $(VENV); nothing is installed outside it
 # make demo   train a detector with PWLU from scratch, evaluate it, export its backbone
 # make test   run the tests; make test-slow runs those that take minutes
-# make gpu    on a machine with a GPU: build the kernels for it, test them, train, and measure (10 minutes, no network)
+# make gpu    on a machine with a GPU: build the kernels for it, test them, train, and measure (no network needed)
 # make lint   run the linters; make format fixes what they can
 #
 # VENV        folder of the environment, created if absent

@@ -154,7 +154,7 @@ def _check_config_file(path: str) -> None:
         if not os.path.isfile(path):
             if os.path.exists(path):  # opening a named pipe would wait for its other end
                 raise ValueError(f"{path} is not a regular file")
-            return  # detectron2 says what it has looked for
+            return  # detectron2 reports the missing file
         with open(path) as f:
             text = f.read()
         check_yaml(text)
@@ -166,18 +166,16 @@ def _check_config_file(path: str) -> None:
 
 
 def check_yaml(text: str) -> None:
-    """Check that YAML is not larger than its text once its aliases are replaced by what they stand for.
+    """Check that YAML does not become larger than its text when its aliases are expanded.
 
     Raises:
-        ValueError: it does, so loading or printing it could take an exponential time.
-        yaml.YAMLError: it is not YAML.
+        ValueError: it does, so that loading or printing it could take exponential time.
+        yaml.YAMLError: it is not valid YAML.
     """
     import yaml
 
     sizes: dict[str | None, int] = {}  # of anchored nodes
-    stack: list[tuple[str | None, int]] = [
-        (None, 0)
-    ]  # the anchors and sizes of the nodes that are not closed
+    stack: list[tuple[str | None, int]] = [(None, 0)]  # anchors and sizes of the nodes not yet closed
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             stack.append((event.anchor, 1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -19,46 +20,26 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
 DETECTORS = [f"configs/coco/{name}_R_50_FPN_3x_pwlu.yaml" for name in ("retinanet", "mask_rcnn")]
-TRAIN = ["tools/train_net.py", "--config-file", QUICKSTART, "SOLVER.MAX_ITER", "100"]
-BENCHMARK = ["tools/benchmark.py"]
-ON_GPU = ["--device", "cuda", "--seconds", "0.2", "--rounds", "30"]
+ON_GPU = "--device cuda --seconds 0.2 --rounds 30"
 
 
 def steps(output: Path) -> dict[str, list[str]]:
     """The arguments of Python for each step, by the name of its text file."""
-    build = {"build": ["setup.py", "build_ext", "--inplace"], "environment": ["-m", "pwlu_det.collect_env"]}
-    tests = {"tests": ["-m", "pytest", "-m", "gpu", "-n", "8", "-q", "--tb=short"]}
-    training = {
-        f"train_{name}": [
-            *TRAIN,
-            "MODEL.DEVICE",
-            "cuda",
-            "SOLVER.AMP.ENABLED",
-            amp,
-            "OUTPUT_DIR",
-            str(output / name),
-        ]
-        for name, amp in (("float32", "False"), ("amp", "True"))
+    commands = {
+        "build": "setup.py build_ext --inplace",
+        "environment": "-m pwlu_det.collect_env",
+        "tests": "-m pytest -m gpu -n 8 -q --tb=short",
     }
-    ops = {
-        f"op_{dtype}": [
-            *BENCHMARK,
-            "op",
-            *ON_GPU,
-            "--shapes",
-            "2,256,100,168",
-            "--layout",
-            "both",
-            "--dtype",
-            dtype,
-        ]
-        for dtype in ("float32", "float16", "bfloat16")
-    }
-    models = {
-        "detectors": [*BENCHMARK, "model", *ON_GPU, "--config-file", *DETECTORS],
-        "networks": [*BENCHMARK, "model", *ON_GPU, "--network", "resnet18", "mobilenet_v3_small"],
-    }
-    return build | tests | training | ops | models
+    for name, amp in (("float32", False), ("amp", True)):
+        options = f"SOLVER.MAX_ITER 100 MODEL.DEVICE cuda SOLVER.AMP.ENABLED {amp} OUTPUT_DIR"
+        folder = shlex.quote(str(output / name))
+        commands[f"train_{name}"] = f"tools/train_net.py --config-file {QUICKSTART} {options} {folder}"
+    for dtype in ("float32", "float16", "bfloat16"):
+        options = f"--shapes 2,256,100,168 --layout both --dtype {dtype}"
+        commands[f"op_{dtype}"] = f"tools/benchmark.py op {ON_GPU} {options}"
+    commands["detectors"] = f"tools/benchmark.py model {ON_GPU} --config-file {' '.join(DETECTORS)}"
+    commands["networks"] = f"tools/benchmark.py model {ON_GPU} --network resnet18 mobilenet_v3_small"
+    return {name: shlex.split(command) for name, command in commands.items()}
 
 
 def run(name: str, arguments: list[str], output: Path) -> bool:

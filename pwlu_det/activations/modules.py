@@ -1,4 +1,4 @@
-"""What a fused op may replace: modules whose call does nothing but the forward of a known class."""
+"""Determine which modules a fused op may replace: those whose call only runs the forward of a known class."""
 
 from __future__ import annotations
 

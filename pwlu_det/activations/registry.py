@@ -72,16 +72,16 @@ def register_activation(name: str) -> Callable[[T], T]:
 
 
 def _require_channels(cls: type[nn.Module]) -> None:
-    """Let the constructor say what to do where a library calls it without the number of channels."""
+    """Make the constructor explain what to do if a library calls it without the number of channels."""
     construct = cls.__init__
 
     @functools.wraps(construct)
     def checked(self, *arguments: Any, **named: Any) -> None:
         if not arguments and "num_channels" not in named:
             raise TypeError(
-                f"{cls.__name__} needs num_channels, the number of channels of its input. Where a library "
-                f"takes a class and does not pass it, as timm's act_layer, build the model with ReLU. Then "
-                f"replace each ReLU with {cls.__name__}(num_channels), in a detectron2 backbone by "
+                f"{cls.__name__} needs num_channels, the number of channels of its input. If a library takes "
+                f"the class and does not pass it, as timm does with act_layer, build the model with ReLU and "
+                f"replace each ReLU with {cls.__name__}(num_channels); in a detectron2 backbone, use "
                 "pwlu_det.convert_activations"
             )
         construct(self, *arguments, **named)
@@ -103,7 +103,7 @@ def get_activation(name: str) -> type[nn.Module]:
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """The options of an activation except ``norm``, with their defaults; ``inplace`` is none."""
+    """The options of an activation except ``norm``, with their defaults; ``inplace`` is not one."""
     _, *options = inspect.signature(get_activation(name)).parameters.values()
     return {option.name: option.default for option in options if option.name not in ("norm", "inplace")}
 

@@ -58,9 +58,8 @@ def remove_stale(folder: str, name: str) -> None:
         entries = os.listdir(folder)
     for entry in filter(is_temporary, entries):
         with suppress(OSError), open(os.path.join(folder, entry), "r+b") as f:
-            fcntl.flock(
-                f, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # fails if its writer lives, or locks are not supported
+            # It fails if the writer is alive, or if the file system does not support locks.
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.remove(f.name)
 
 

@@ -19,13 +19,14 @@ _LARGE_READ = 2**16  # bytes; smaller reads need not be compared with the size o
 _MAX_TUPLE_KEY, _MAX_INT_KEY = 8, 2**64  # hashing a key takes time proportional to its size
 _MAX_DIMS = 64
 _MIN_NODES, _MIN_BYTES = 10_000, 2**20  # allowed in a file of any size
+_NO_ATTRIBUTES = "the file sets attributes of an object that has none"
 
 
 class StandIn:
     """Base class of the objects that a pickle creates by the names of other classes."""
 
     def __setstate__(self, state: Any) -> None:
-        raise NotImplementedError
+        raise pickle.UnpicklingError(_NO_ATTRIBUTES)
 
 
 class Function:
@@ -102,7 +103,7 @@ class BoundedUnpickler(pickle._Unpickler):
     def load_build(self) -> None:
         state = self.stack.pop()
         if not isinstance(self.stack[-1], StandIn):
-            raise pickle.UnpicklingError("the file sets attributes of an object that has none")
+            raise pickle.UnpicklingError(_NO_ATTRIBUTES)
         self.stack[-1].__setstate__(state)
 
     def load_dict(self) -> None:

@@ -28,7 +28,7 @@ def plain(value: Any, path: str) -> Any:
     """
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.from_numpy(np.array(value))
-    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):
+    if isinstance(value, np.generic):
         value = value.item()
     if type(value) in (dict, OrderedDict, Counter):
         items = {plain(key, path): plain(item, f"{path}.{key}") for key, item in value.items()}

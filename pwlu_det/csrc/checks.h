@@ -89,13 +89,13 @@ inline void check_kind(const char* op, const Argument& argument) {
                     ": ", argument.name, " has dtype ", dtype,
                     "; float32, float64, float16 and bfloat16 are allowed");
   TORCH_CHECK_VALUE(argument.tensor.layout() == at::kStrided, op, ": ", argument.name, " has layout ",
-                    argument.tensor.layout(), "; strided is allowed");
+                    argument.tensor.layout(), "; it must be strided");
 }
 
 inline void check_x(const char* op, const Argument& x) {
   check_kind(op, x);
   TORCH_CHECK_VALUE(x.shape == "B C *" ? x.tensor.dim() >= 2 : x.tensor.dim() == 4, op, ": x has shape ",
-                    x.tensor.sizes(), "; [", with_commas(x.shape), "] is needed");
+                    x.tensor.sizes(), "; it must be [", with_commas(x.shape), "]");
 }
 
 inline void check_beside(const char* op, const Tensor& x, const Argument& argument, SymbolicSizes& sizes) {

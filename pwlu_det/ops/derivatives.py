@@ -20,7 +20,7 @@ _LIBRARY = torch.library.Library("pwlu_det", "FRAGMENT")
 
 
 def make_differentiable(name: str, plain: Callable, results: Sequence[str] = ("y",)) -> None:
-    """Register the derivatives of the op ``pwlu_det::{name}``, whose first result alone is differentiable.
+    """Register the derivatives of the op ``pwlu_det::{name}``. Only its first result is differentiable.
 
     Args:
         plain: the op in plain torch and out of place, for autograd and vmap to transform. At the kinks of the
@@ -44,11 +44,11 @@ def make_differentiable(name: str, plain: Callable, results: Sequence[str] = ("y
         values = [named[label] for label in backward_labels]
         if torch.is_grad_enabled() or is_transformed(values):
             return backward_op(*values)
-        with torch._C._AutoDispatchBelowAutograd():  # saves a call of Python by the dispatcher
+        with torch._C._AutoDispatchBelowAutograd():  # avoids another call into Python by the dispatcher
             return backward_op(*values)
 
     def plain_backward(*values: Any) -> tuple[Tensor, ...]:
-        # What the op saved of its results is computed again, so that its derivatives are not lost.
+        # Results that the op has saved are computed again, so that their derivatives are not lost.
         named = dict(zip(backward_labels, values))
         gradients = vjp(plain, [named[label] for label in labels], [named["grad"]])
         of_x, *others = (gradient for gradient in gradients if gradient is not None)
@@ -68,9 +68,9 @@ def make_differentiable(name: str, plain: Callable, results: Sequence[str] = ("y
 
 
 def register_autograd(op: torch._ops.OpOverload, plain: Callable, save: Callable, backward: Callable) -> None:
-    """Register autograd like ``torch.library.register_autograd``, with ``plain`` in its place where needed.
+    """Register autograd like ``torch.library.register_autograd``, and use ``plain`` for other derivatives.
 
-    torch's function drops forward-mode tangents in silence, and refuses the transforms of ``torch.func``.
+    torch's function silently drops forward-mode tangents, and does not support ``torch.func``.
 
     Args:
         plain: called if an argument has a tangent, and inside transforms of ``torch.func``.

@@ -80,7 +80,7 @@ class Call:
 
 
 def frombuffer(content, dtype, shape, order):
-    raise NotImplementedError
+    """Pickled by the name of NumPy's function, and never called."""
 
 
 frombuffer.__module__, frombuffer.__qualname__ = "numpy._core.numeric", "_frombuffer"

@@ -3,10 +3,16 @@
     python tests/helpers/kill_and_resume.py --kills 40 --output output/kills
 
 A run is ``tools/train_net.py`` on the digits: 60 iterations, the switch to phase II at iteration 20, a
-checkpoint every 5 iterations. One eighth of the kills happen while a checkpoint is written, one eighth in the
-iteration before or after the switch, and the rest at any time since the start of the process. Every tensor
-and number in the final checkpoints must be identical, bit for bit: model, optimizer, scheduler, statistics,
-phase.
+checkpoint every 5 iterations. One eighth of the kills are of each of these kinds, and the rest happen at any
+time since the start of the process:
+
+- while a checkpoint is written, or while the final one is;
+- in the iteration before or after the switch;
+- at any time, and last_checkpoint is deleted before the run is resumed;
+- at any time after a second run was started in the same folder, which must end with an error.
+
+Every tensor and number in the final checkpoints must be identical, bit for bit: model, optimizer, scheduler,
+statistics, phase.
 """
 
 from __future__ import annotations
@@ -32,6 +38,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
 REPORT = "KILL_AND_RESUME_REPORT"  # environment variable with the file descriptor for reports
 AT_ANY_TIME, AT_WRITE, AT_SWITCH = "at any time", "while a checkpoint is written", "around the switch"
+AT_FINAL, UNTAGGED = "while the final checkpoint is written", "and last_checkpoint is deleted"
+SECOND_RUN = "after a second run in the same folder"
+NUM_KILLS = int(os.environ.get("PWLU_DET_KILLS", 16))
 
 
 @dataclass
@@ -76,11 +85,18 @@ class Run:
         """Yield each iteration as it begins, until the process ends."""
         yield from map(int, self._report)
 
-    def finish(self) -> None:
+    def wait_for(self, iteration: int) -> None:
+        """Wait for the start of an iteration."""
+        next(i for i in self.iterations() if i == iteration)
+
+    def finish(self, status: int = 0) -> str:
+        """Wait for the end, check the exit status, and return what was printed by the runs in this folder."""
         for _ in self.iterations():
             pass
-        if self.process.wait() != 0:
-            raise AssertionError((self.folder / "output.txt").read_text()[-4000:])
+        output = (self.folder / "output.txt").read_text()
+        if self.process.wait() != status:
+            raise AssertionError(output[-4000:])
+        return output
 
     def kill(self) -> bool:
         """Kill the process, and return whether it was still running."""
@@ -96,26 +112,63 @@ def kill_at_any_time(run: Run, schedule: Schedule, seconds: float, rng: random.R
 def kill_at_write(run: Run, schedule: Schedule, seconds: float, rng: random.Random) -> bool:
     """Kill at a random time after a checkpoint write has begun; return whether it was unfinished."""
     which = rng.randrange(schedule.period - 1, schedule.length, schedule.period)
-    next(iteration for iteration in run.iterations() if iteration == which)
-    temporary = run.folder / f"model_{which:07d}.pth.tmp"
-    while not temporary.exists():
+    run.wait_for(which)
+    return _kill_while_writing(run, f"model_{which:07d}.pth", rng)
+
+
+def kill_at_final(run: Run, schedule: Schedule, seconds: float, rng: random.Random) -> bool:
+    run.wait_for(schedule.length - 1)
+    return _kill_while_writing(run, "model_final.pth", rng)
+
+
+def _kill_while_writing(run: Run, name: str, rng: random.Random) -> bool:
+    temporary: list[Path] = []
+    while not temporary:
         if run.process.poll() is not None:
             return False
         time.sleep(0.0002)
+        temporary = list(run.folder.glob(f"{name}.*.tmp"))
     time.sleep(rng.uniform(0, 0.05))
     run.kill()
-    return temporary.exists()
+    return temporary[0].exists()
 
 
 def kill_at_switch(run: Run, schedule: Schedule, seconds: float, rng: random.Random) -> bool:
     """Kill in the last iteration of phase I or the first of phase II."""
     which = schedule.switch - rng.randrange(2)
-    next(iteration for iteration in run.iterations() if iteration == which)
+    run.wait_for(which)
     time.sleep(rng.uniform(0, 0.1))  # about the duration of an iteration
     return run.kill()
 
 
-KILLS = {AT_ANY_TIME: kill_at_any_time, AT_WRITE: kill_at_write, AT_SWITCH: kill_at_switch}
+def kill_and_delete_tag(run: Run, schedule: Schedule, seconds: float, rng: random.Random) -> bool:
+    run.wait_for(rng.randrange(schedule.period, schedule.length))
+    killed = run.kill()
+    (run.folder / "last_checkpoint").unlink()
+    return killed
+
+
+def kill_after_second_run(run: Run, schedule: Schedule, seconds: float, rng: random.Random) -> bool:
+    """Start a second run during a random iteration of the first, which is killed later."""
+    run.wait_for(rng.randrange(schedule.length // 4))
+    run.process.send_signal(signal.SIGSTOP)  # it could end before the second run has started
+    before = {path: path.stat().st_mtime_ns for path in run.folder.glob("*") if path.name != "output.txt"}
+    output = Run(schedule, run.folder, *rng.choice([(), ("--resume",)])).finish(status=2)
+    assert f"is in use by another run (process {run.process.pid} on " in output
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    run.process.send_signal(signal.SIGCONT)
+    time.sleep(rng.uniform(0, seconds / 4))
+    return run.kill()
+
+
+KILLS = {
+    AT_ANY_TIME: kill_at_any_time,
+    AT_WRITE: kill_at_write,
+    AT_FINAL: kill_at_final,
+    AT_SWITCH: kill_at_switch,
+    UNTAGGED: kill_and_delete_tag,
+    SECOND_RUN: kill_after_second_run,
+}
 
 
 def kill_and_resume(kind: str, seed: int, schedule: Schedule, folder: Path, seconds: float) -> dict:
@@ -128,6 +181,7 @@ def kill_and_resume(kind: str, seed: int, schedule: Schedule, folder: Path, seco
         hit = KILLS[kind](Run(schedule, folder), schedule, seconds, rng)
         seconds = min(seconds, time.time() - begin)
     Run(schedule, folder, "--resume").finish()
+    assert not list(folder.glob("*.tmp")), "the temporary file of the killed run is still there"
     return load_final(folder)
 
 
@@ -174,15 +228,16 @@ def check(
 
 
 def kinds_of_kills(number: int) -> list[str]:
-    eighth = -(-number // 8)
-    return [AT_WRITE] * eighth + [AT_SWITCH] * eighth + [AT_ANY_TIME] * (number - 2 * eighth)
+    eighth = number // 8
+    special = [kind for kind in KILLS if kind != AT_ANY_TIME] * eighth
+    return special + [AT_ANY_TIME] * (number - len(special))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--kills", type=int, default=NUM_KILLS)
     parser.add_argument("--output", type=Path, default=Path("output/kills"))
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     args = parser.parse_args()

@@ -2,18 +2,9 @@
 
 import pytest
 import torch
+from devices import on_gpu
 from op_arguments import ALL_OPS, BACKWARD_OPS, SHAPES, make_arguments, overload
 
-from pwlu_det.ops import kernels
-
-on_gpu = pytest.param(
-    "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-        pytest.mark.skipif(bool(kernels.CUDA_FALLBACK_REASON), reason=kernels.CUDA_FALLBACK_REASON),
-    ],
-)
 every_op = pytest.mark.parametrize("op", ALL_OPS)
 on_each_device = pytest.mark.parametrize("device", ["cpu", "meta", on_gpu])  # "meta": the fake kernels
 

@@ -3,18 +3,11 @@
 import pytest
 import torch
 from cuda_frelu import BACKWARD, DTYPES, EPS, OPS, check, make_case, run_op
+from devices import on_gpu
 
-from pwlu_det.ops import kernels, kernels_in_use
+from pwlu_det.ops import kernels_in_use
 
 SPLIT = ("frelu_convolve", "frelu_normalise", "frelu_norm_sums", "frelu_convolve_backward")
-on_gpu = pytest.param(
-    "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-        pytest.mark.skipif(bool(kernels.CUDA_FALLBACK_REASON), reason=kernels.CUDA_FALLBACK_REASON),
-    ],
-)
 on_each_device = pytest.mark.parametrize("device", ["cpu", on_gpu])
 
 

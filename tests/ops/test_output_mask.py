@@ -2,22 +2,14 @@
 
 import pytest
 import torch
+from devices import on_gpu
 from op_arguments import ALL_OPS, BACKWARD_OPS, make_arguments, overload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pwlu_det import ops
-from pwlu_det.ops import kernels
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 WITH_GRADIENTS = [op for op in ALL_OPS if f"{op}_backward" in BACKWARD_OPS and op != "frelu_convolve"]
-on_gpu = pytest.param(
-    "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-        pytest.mark.skipif(bool(kernels.CUDA_FALLBACK_REASON), reason=kernels.CUDA_FALLBACK_REASON),
-    ],
-)
 on_each_device = pytest.mark.parametrize("device", ["cpu", on_gpu])
 
 
