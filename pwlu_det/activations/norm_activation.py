@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pwlu_det import ops
 from pwlu_det.activations.acon import AconA, AconB, AconC, MetaAcon, Swish
 from pwlu_det.activations.apl import APL
-from pwlu_det.activations.modules import is_plain_frozen_norm, is_plain_module
+from pwlu_det.activations.deferred_norm import (
+    DeferringBatchNorm2d,
+    DeferringNorm,
+    DeferringSyncBatchNorm,
+    NormCall,
+    defer,
+)
+from pwlu_det.activations.modules import is_plain_module
 from pwlu_det.activations.pau import PAU, RPAU
 from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.activations.rectifiers import Mixture, PReLU, SReLU
 from pwlu_det.activations.simple import ReLU
 from pwlu_det.activations.slaf import SLAF
-from pwlu_det.ops.library import DTYPES, compute_dtype
-from pwlu_det.ops.norm_activation import ACTIVATIONS
 
-_OPS: dict[type[nn.Module], str] = {
-    APL: "apl",
-    AconA: "swish",
-    AconB: "acon_b",
-    AconC: "acon_c",
-    Mixture: "mixture",
-    PAU: "pau",
-    PReLU: "prelu",
-    PWLU: "pwlu",
-    SLAF: "slaf",
-    SReLU: "srelu",
-    Swish: "swish",
-}
-"""The op of each class. Its parameters are attributes with the names of the op's arguments."""
+_ACTIVATIONS = (
+    *(APL, AconA, AconB, AconC, MetaAcon, Mixture, PAU, PReLU, PWLU, RPAU, SLAF, SReLU, Swish),
+    *(ReLU, nn.ReLU),
+)
+"""The activations whose forward gives its input to nothing but ops and functions of torch."""
 
-_DEVICES = {
-    device
-    for device in ("cpu", "cuda")
-    if torch._C._dispatch_has_kernel_for_dispatch_key("pwlu_det::norm_activation", device.upper())
-}
-"""The devices with a kernel; plain torch is slower than the modules."""
+_DEFERRING = {nn.BatchNorm2d: DeferringBatchNorm2d, nn.SyncBatchNorm: DeferringSyncBatchNorm}
 
 
 def norm_activation(
@@ -56,8 +49,9 @@ def norm_activation(
     the modules, in this order: norm, added_norm, activation, if
 
     - ``x`` is not on a device with kernels, or torch traces, exports or compiles the model;
-    - a norm is not ``nn.BatchNorm2d``, ``nn.SyncBatchNorm`` in evaluation or FrozenBatchNorm2d, has no weight
-      and bias, or only one of two norms uses the statistics of the batch;
+    - the norm is not ``nn.BatchNorm2d``, ``nn.SyncBatchNorm`` or FrozenBatchNorm2d, or has no weight and bias
+      (if this holds for one of two norms, only that one is called), or only one of two norms uses the
+      statistics of the batch;
     - the activation has no op, such as a registered one of the user, or is a PWLU in phase I whose input has
       statistics that do not follow from the norm (with ``added``, or fixed statistics);
     - one of them is a subclass, or has hooks, parametrizations or a ``forward`` of its own.
@@ -72,116 +66,94 @@ def norm_activation(
     Returns:
         A new tensor with the shape, dtype and memory layout of ``x``.
     """
-    fused = _fused(norm, activation, x, added, added_norm, fuse_relu)
-    if fused is not None:
-        return fused
-    z = norm(x)
+    fuse = is_plain_module(activation, *_ACTIVATIONS)
+    z = defer(norm, x, fuse_relu) if fuse else norm(x)
     if added is not None:
-        shortcut = added if added_norm is None else added_norm(added)
+        if added_norm is not None:
+            added = defer(added_norm, added, fuse_relu) if fuse else added_norm(added)
         # In place, as in detectron2, if nothing else can have kept the norm's output.
         known = isinstance(norm, (_BatchNorm, nn.GroupNorm)) and is_plain_module(norm, type(norm))
-        z = z.add_(shortcut) if known else z + shortcut
+        if known and isinstance(z, Tensor) and isinstance(added, Tensor):
+            z += added
+        else:
+            z = z + added
     return activation(z)
 
 
-def _fused(norm, activation, x, added, added_norm, fuse_relu) -> Tensor | None:
-    """The result of the op, or None if it does not apply."""
-    norms = [norm] if added_norm is None else [norm, added_norm]
-    tensors = [x] if added is None else [x, added]
-    if not all(map(_is_fusible_tensor, tensors)) or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return None
-    if added is not None and (added.shape != x.shape or added.dtype != x.dtype):
-        return None
-    uses_batch = {_uses_batch_statistics(own, tensor) for own, tensor in zip(norms, tensors)}
-    if len(uses_batch) > 1 or None in uses_batch:
-        return None
-    (batch_statistics,) = uses_batch
-    name = _op_of(activation, fuse_relu, follows=batch_statistics and added is None)
-    if name is None:
-        return None
-    lists = [_norm_tensors(own, batch_statistics) for own in norms]
-    parameters = [getattr(activation, parameter) for parameter in ACTIVATIONS[name]]
-    if name == "swish" and parameters == [None]:
-        parameters = [x.new_ones(x.shape[1], dtype=compute_dtype(x.dtype))]
-    if not all(tensor.dtype in (x.dtype, compute_dtype(x.dtype)) for own in lists for tensor in own):
-        return None
-    added_list = [] if added is None else [added, *(lists[1] if added_norm is not None else [])]
-    added_eps = 0.0 if added_norm is None else added_norm.eps
-    y, statistics = ops.norm_activation(x, lists[0], norm.eps, name, parameters, added_list, added_eps)
-    if batch_statistics:
-        count = x.numel() // x.shape[1]
-        for i, own in enumerate(norms):
-            _update_running_statistics(own, *statistics[2 * i : 2 * i + 2], count)
-        if name == "pwlu_phase1":
-            activation.collect_from_norm(norm, statistics[1], count)
-    return y
+def fuse_norms(model: nn.Module, *example_inputs, fuse_relu: bool = False) -> list[str]:
+    """Let the batch norms of any model be computed together with the activations after them, as one op.
 
+    It runs the model once, in evaluation mode and without gradients. Each ``nn.BatchNorm2d`` or
+    ``nn.SyncBatchNorm`` whose output only goes to an activation, perhaps after the addition of a shortcut, is
+    from then on deferred until that activation: its class becomes a subclass, which is in
+    :mod:`pwlu_det.activations.deferred_norm`. Activations are the modules and ops of this package that have
+    kernels, and ReLU with ``fuse_relu``. Parameters, buffers and the keys of the state dict stay the same.
+    Results, gradients and buffers agree with those of the model before to rounding.
 
-def _is_fusible_tensor(x: Tensor) -> bool:
-    plain = type(x) in (Tensor, nn.Parameter)  # not a fake tensor, for example
-    return (
-        plain
-        and x.layout == torch.strided
-        and x.dim() == 4
-        and x.device.type in _DEVICES
-        and x.dtype in DTYPES
-    )
+    In all cases in which :func:`norm_activation` calls the modules, and if a later call of the model uses the
+    output in another way, the norm is computed on its own. Hooks of a module that ends with such a norm, such
+    as an ``nn.Sequential``, get a :class:`~pwlu_det.activations.deferred_norm.DeferredNorm` as its output.
 
+    Args:
+        model: a model, with the activations that it will be used with; it is changed in place.
+        example_inputs: arguments for one call of it.
+        fuse_relu: also fuse ReLU, which then has the same values to rounding, not bit for bit.
 
-def _op_of(activation: nn.Module, fuse_relu: bool, follows: bool) -> str | None:
-    """The name of the op for an activation, or None.
-
-    ``follows`` says whether the statistics of the activation's input follow from the norm.
+    Returns:
+        The names of the norms that are now fused; none if the example is on a device without kernels.
     """
-    kind = type(activation)
-    if not is_plain_module(activation, kind):
-        return None
-    if kind is PWLU and activation.collects():
-        return "pwlu_phase1" if follows and activation.holds_relu() else None
-    if kind in (nn.ReLU, ReLU):
-        return "relu" if fuse_relu else None
-    if kind is RPAU:
-        return None if activation.training else "pau"
-    if kind is MetaAcon:
-        return "meta_acon_pixel" if activation.mode == "pixel" else None
-    return _OPS.get(kind)
+    norms = {name: norm for name, norm in model.named_modules() if type(norm) in _DEFERRING}
+    for norm in norms.values():
+        norm.__class__ = _DEFERRING[type(norm)]
+        norm.fuse_relu = fuse_relu
+    fused = []
+    try:
+        calls = _record_calls(model, example_inputs, norms)
+        fused = [name for name, own in calls.items() if own and all(c.fused and not c.called for c in own)]
+    finally:
+        _restore(norm for name, norm in norms.items() if name not in fused)
+    return fused
 
 
-# --- norms --------------------------------------------------------------------------------------
+def _record_calls(
+    model: nn.Module, example_inputs: Sequence, norms: dict[str, DeferringNorm]
+) -> dict[str, list[NormCall]]:
+    """Run the model; returns the calls of each norm that were deferred.
+
+    Norms are restored, and removed from ``norms``, if the model does not run with their output deferred.
+    """
+    while True:
+        calls = {name: [] for name in norms}
+        for name, norm in norms.items():
+            norm.calls = calls[name]
+        try:
+            with _evaluating(model):
+                model(*example_inputs)
+            return calls
+        except Exception:
+            pending = [name for name, own in calls.items() if not all(c.fused or c.called for c in own)]
+            if not pending:
+                raise
+            _restore(norms.pop(name) for name in pending)
+        finally:
+            for norm in norms.values():
+                del norm.calls
 
 
-def _uses_batch_statistics(norm: nn.Module, x: Tensor) -> bool | None:
-    """Whether a norm uses the statistics of the batch or fixed ones; None if it cannot be fused."""
-    frozen = is_plain_frozen_norm(norm)
-    if not frozen and not is_plain_module(norm, nn.BatchNorm2d, nn.SyncBatchNorm):
-        return None
-    if norm.weight is None or norm.bias is None or norm.num_features != x.shape[1]:
-        return None
-    if frozen:
-        return False
-    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
-        return False
-    tracked = norm.running_mean is not None and norm.running_var is not None
-    if type(norm) is nn.SyncBatchNorm or tracked != norm.track_running_stats:
-        return None
-    return True if x.numel() > x.shape[1] else None  # the module raises an error
+def _restore(norms: Iterable[DeferringNorm]) -> None:
+    classes = {deferring: original for original, deferring in _DEFERRING.items()}
+    for norm in norms:
+        norm.__class__ = classes[type(norm)]
+        del norm.fuse_relu
 
 
-def _norm_tensors(norm: nn.Module, batch_statistics: bool) -> list[Tensor]:
-    affine = [norm.weight, norm.bias]
-    return affine if batch_statistics else [*affine, norm.running_mean, norm.running_var]
-
-
-@torch.no_grad()
-def _update_running_statistics(norm: nn.Module, mean: Tensor, var: Tensor, count: int) -> None:
-    """As ``nn.BatchNorm2d`` does. ``var`` is the population variance; the buffer has the unbiased one."""
-    if not norm.training or not norm.track_running_stats:
-        return
-    momentum = norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if momentum is None:  # a cumulative average
-            momentum = 1.0 / float(norm.num_batches_tracked)
-    momentum = 0.0 if momentum is None else momentum
-    for running, new in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
-        running.lerp_(new.to(running.dtype), momentum)
+@contextlib.contextmanager
+def _evaluating(model: nn.Module):
+    """Evaluation mode without gradients; modes and random numbers are then as before."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            yield model.eval()
+    finally:
+        for module, training in modes.items():
+            module.training = training

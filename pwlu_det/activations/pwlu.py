@@ -142,11 +142,14 @@ class PWLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, *]`` to the same shape, dtype and layout."""
-        if not self.collects():
+        if not self._collects():
             return ops.pwlu(x, *self._parameter_list())
-        self._warn_without_hook()
+        if self.expects_hook and not self.defers_update:
+            # Once per site: detectron2's convolutions reset Python's memory of the warnings it has shown.
+            self.expects_hook = False
+            warnings.warn(_NO_HOOK, stacklevel=2)
         y, mean, deviation = ops.pwlu_phase1(x, *self._parameter_list())
-        if not torch.compiler.is_compiling() and not self.holds_relu():
+        if not torch.compiler.is_compiling() and not self._holds_relu():
             if not self._has_warned_of_change:
                 self._has_warned_of_change = True
                 warnings.warn(_CHANGED, stacklevel=2)
@@ -204,39 +207,13 @@ class PWLU(nn.Module):
         self.phase.fill_(phase)
         self._collecting = phase == COLLECTING  # used on the meta device and by torch.compile
 
-    def collects(self) -> bool:
-        """Whether a forward would now collect statistics of its input."""
+    def _collects(self) -> bool:
         # Only training collects: PreciseBN and evaluation disable gradients, and a frozen site has none.
         trains = self.training and torch.is_grad_enabled()
         return trains and self.collecting and any(p.requires_grad for p in self._parameter_list())
 
     def _parameter_list(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, name) for name in PARAMETERS)
-
-    @torch.no_grad()
-    def collect_from_norm(self, norm: nn.Module, var: Tensor, count: int) -> None:
-        """Collect the statistics of a batch norm's output without looking at it.
-
-        With weight gamma and bias beta, a channel of it has mean beta and variance gamma^2 var / (var + eps).
-
-        Args:
-            norm: the batch norm.
-            var: the population variance of its input, ``[C]``.
-            count: the number of elements per channel.
-        """
-        self._warn_without_hook()
-        mean = norm.bias.to(var.dtype, copy=True)
-        deviation = count * norm.weight.to(var.dtype).square() * (var / (var + norm.eps))  # NaN if var is inf
-        if len(self.points) == 1:
-            deviation = (deviation + count * (mean - mean.mean()).square()).sum(0, keepdim=True)
-            count, mean = count * len(mean), mean.mean(0, keepdim=True)
-        self._collect(Moments(count, mean, deviation))
-
-    def _warn_without_hook(self) -> None:
-        if self.expects_hook and not self.defers_update:
-            # Once per site: detectron2's convolutions reset Python's memory of the warnings it has shown.
-            self.expects_hook = False
-            warnings.warn(_NO_HOOK, stacklevel=3)
 
     def _collect(self, moments: Moments) -> None:
         if self.defers_update:
@@ -282,7 +259,7 @@ class PWLU(nn.Module):
         for parameter, start in zip(self._parameter_list(), self._phase1_parameters()):
             _write(parameter, start)
 
-    def holds_relu(self) -> bool:
+    def _holds_relu(self) -> bool:
         """Whether the parameters are still those that :meth:`begin_collecting` wrote."""
         parameters = self._parameter_list()
         if self.points.is_meta:

@@ -1,9 +1,10 @@
 """A batch norm followed by an activation as one op: y = f(norm(x)), or y = f(norm(x) + added).
 
-====================================  ===========================================================
+======================================  ===========================================================
 ``pwlu_det::norm_activation``           y, and the statistics of the batch if they are not given
 ``pwlu_det::norm_activation_backward``  all gradients in one pass
-====================================  ===========================================================
+``pwlu_det::norm_statistics``           the statistics of a batch alone, for pooling over processes
+======================================  ===========================================================
 
 Backward computes the norm's output again, so only ``x`` and ``added`` are saved for it; the input of the
 activation is never stored.
@@ -20,14 +21,13 @@ import torch
 from torch import Tensor
 
 from pwlu_det.ops.derivatives import is_transformed, vjp
-from pwlu_det.ops.library import check_arguments, compute_dtype
+from pwlu_det.ops.library import check_arguments, compute_dtype, define
+from pwlu_det.ops.plain_norm import RELU, apply_norms, mean_and_variance, plain_norm_activation
 from pwlu_det.ops.pointwise import TABLE
 from pwlu_det.ops.pwlu import PARAMETERS
 
 ACTIVATIONS = {"relu": {}, "pwlu": PARAMETERS, "pwlu_phase1": PARAMETERS, **TABLE}
 """The shapes of each activation's parameters, in the order of its op's arguments."""
-
-_RELU = ("relu", "pwlu_phase1")
 
 _NORM = {"weight": "C", "bias": "C", "mean": "C", "var": "C"}
 _ADDED = {"added": "x", **{f"added_{name}": shape for name, shape in _NORM.items()}}
@@ -103,65 +103,6 @@ def _check(op, x, norm, eps, added, added_eps, activation, parameters, statistic
 # --- plain torch, for every device without registered kernels -----------------------------------
 
 
-def _channel(values: Tensor, x: Tensor) -> Tensor:
-    """``[C]`` as ``[C, 1, ...]``, in the dtype of ``x``."""
-    return values.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
-
-
-def _sum(values: Tensor) -> Tensor:
-    return values.sum([d for d in range(values.dim()) if d != 1])
-
-
-class _Norm:
-    """A norm in plain torch, differentiable, applied to ``x`` in the compute dtype."""
-
-    def __init__(self, x: Tensor, norm: Sequence[Tensor], eps: float):
-        self.x = x.to(compute_dtype(x.dtype))
-        weight, bias, *statistics = norm
-        self.mean, self.var = (value.detach() for value in statistics) if statistics else self._statistics()
-        self.rstd = (self.var.to(self.x.dtype) + eps).rsqrt()
-        self.normal = (self.x - _channel(self.mean, self.x)) * _channel(self.rstd, self.x)
-        self.weight = _channel(weight, self.x)
-        self.output = self.normal * self.weight + _channel(bias, self.x)
-
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        if self.x.numel() == 0:
-            return self.x.new_zeros(2, self.x.shape[1]).unbind()
-        mean = _sum(self.x) / self.count
-        return mean, _sum((self.x - _channel(mean, self.x)).square()) / self.count
-
-    @property
-    def count(self) -> int:
-        return max(1, self.x.numel() // self.x.shape[1])
-
-    def backward(self, grad: Tensor, batch_statistics: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of x, weight and bias."""
-        by_weight, by_bias = _sum(grad * self.normal), _sum(grad)
-        if batch_statistics:  # they depend on every element, too
-            mean = self.normal * _channel(by_weight / self.count, grad) + _channel(by_bias / self.count, grad)
-            grad = grad - mean
-        return grad * self.weight * _channel(self.rstd, grad), by_weight, by_bias
-
-
-def _norms(x, norm, eps, added, added_eps) -> tuple[list[_Norm], Tensor]:
-    """The norms, and the input of the activation in the compute dtype."""
-    norms = [_Norm(x, norm, eps)]
-    z = norms[0].output
-    if len(added) == 1:
-        z = z + added[0]
-    elif added:
-        norms.append(_Norm(added[0], added[1:], added_eps))
-        z = z + norms[1].output
-    return norms, z
-
-
-def _forward(x, norm, eps, added, added_eps, activation, parameters) -> tuple[Tensor, Tensor]:
-    norms, z = _norms(x, norm, eps, added, added_eps)
-    y = z.relu() if activation in _RELU else getattr(torch.ops.pwlu_det, activation)(z, *parameters)
-    statistics = [value for own in norms for value in (own.mean, own.var) if len(norm) == 2]
-    return y, torch.stack(statistics) if statistics else z.new_zeros(0, x.shape[1])
-
-
 def _like(x: Tensor, values: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(values)
 
@@ -177,7 +118,7 @@ torch.library.define(
 @torch.library.impl("pwlu_det::norm_activation", "CompositeExplicitAutograd")
 def _plain(x, *others):
     _check("norm_activation", x, *others)
-    y, statistics = _forward(x, *others)
+    y, statistics = plain_norm_activation(x, *others)
     return _like(x, y), statistics
 
 
@@ -198,9 +139,9 @@ def _plain_backward(
         statistics=True,
         grad=grad,
     )
-    norms, z = _norms(x, norm, eps, added, added_eps)
+    norms, z = apply_norms(x, norm, eps, added, added_eps)
     wide = grad.to(z.dtype)
-    if activation in _RELU:
+    if activation in RELU:
         dz = torch.where(z > 0, wide, 0.0)
         of_parameters = [torch.zeros_like(p) if output_mask[1] else p.new_empty(0) for p in parameters]
     else:
@@ -236,13 +177,18 @@ def _fake_backward(
     )
 
 
+@define("norm_statistics", {"x": "B C *"}, results=["2 C"])
+def _norm_statistics(x: Tensor) -> Tensor:
+    return torch.stack(mean_and_variance(x.to(compute_dtype(x.dtype))))
+
+
 # --- derivatives --------------------------------------------------------------------------------
 
 _OP = torch.ops.pwlu_det.norm_activation.default
 _LIBRARY = torch.library.Library("pwlu_det", "FRAGMENT")
 
 
-class _Arguments(NamedTuple):
+class Arguments(NamedTuple):
     """The arguments that are not tensors, and the number of tensors in each list."""
 
     eps: float
@@ -258,6 +204,24 @@ class _Arguments(NamedTuple):
     def lists(self, values: Sequence) -> list[list]:
         values = iter(values)
         return [list(itertools.islice(values, size)) for size in self.sizes]
+
+    def output_mask(self, needed: Sequence[bool]) -> tuple[bool, bool]:
+        """The mask of the backward op; ``needed`` has one value for each tensor."""
+        num_inputs = 1 + self.sizes[0] + self.sizes[1]
+        return any(needed[:num_inputs]), any(needed[num_inputs:])
+
+    def flatten(self, tensors: Sequence[Tensor], of_x, of_norms, of_added, of_parameters) -> list:
+        """The results of the backward op in the order of the tensors; None for mean and var."""
+        norm, added, _ = self.lists(tensors[1:])
+
+        def of_norm(rows: Tensor, own: Sequence[Tensor]) -> list:
+            grads = [row.to(tensor.dtype) for row, tensor in zip(rows, own)]
+            return [*grads, *[None] * (len(own) - len(grads))]
+
+        results = [of_x, *of_norm(of_norms[:2], norm)]
+        if added:
+            results += [of_added, *of_norm(of_norms[2:], added[1:])]
+        return [*results, *of_parameters]
 
 
 class _NormActivation(torch.autograd.Function):
@@ -277,35 +241,27 @@ class _NormActivation(torch.autograd.Function):
             return None, None, *[None] * len(needed)
         statistics, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled() or is_transformed(tensors):  # double backward, through the single steps
-            grads = vjp(lambda *values: ctx.arguments(_forward, *values)[0].to(grad.dtype), tensors, [grad])
+
+            def steps(*values):
+                return ctx.arguments(plain_norm_activation, *values)[0].to(grad.dtype)
+
+            grads = vjp(steps, tensors, [grad])
         else:
             grads = _gradients(grad, statistics, tensors, ctx.arguments, needed)
         return None, None, *(value if need else None for value, need in zip(grads, needed))
 
 
-def _gradients(grad, statistics, tensors, arguments: _Arguments, needed: Sequence[bool]) -> list:
-    """The gradients of x, norm, added and parameters, flattened. Those of mean and var are None."""
-    x, *rest = tensors
-    norm, added, parameters = arguments.lists(rest)
-    num_inputs = 1 + len(norm) + len(added)
-    batch_statistics = len(norm) == 2
-    if batch_statistics:
-        norm, added = [*norm, *statistics[:2]], [*added, *statistics[2:]]
-    of_x, of_norms, of_added, of_parameters = torch.ops.pwlu_det.norm_activation_backward(
-        *(grad, x, norm, arguments.eps, added, arguments.added_eps, arguments.activation, parameters),
-        batch_statistics,
-        (any(needed[:num_inputs]), any(needed[num_inputs:])),
-    )
+def _gradients(grad, statistics, tensors, arguments: Arguments, needed: Sequence[bool]) -> list:
+    """The gradients of all tensors, flattened."""
+    batch_statistics, mask = arguments.sizes[0] == 2, arguments.output_mask(needed)
 
-    def of_norm(rows: Tensor, tensors: Sequence[Tensor], size: int) -> list:
-        grads = [row.to(tensor.dtype) for row, tensor in zip(rows, tensors)]
-        return [*grads, *[None] * (size - len(grads))]
+    def backward(x, norm, eps, added, *others):
+        if batch_statistics:
+            norm, added = [*norm, *statistics[:2]], [*added, *statistics[2:]]
+        op = torch.ops.pwlu_det.norm_activation_backward
+        return op(grad, x, norm, eps, added, *others, batch_statistics, mask)
 
-    sizes = arguments.sizes
-    results = [of_x, *of_norm(of_norms[:2], norm, sizes[0])]
-    if added:
-        results += [of_added, *of_norm(of_norms[2:], added[1:], sizes[1] - 1)]
-    return [*results, *of_parameters]
+    return arguments.flatten(tensors, *arguments(backward, *tensors))
 
 
 def _call_op(keyset, *values):
@@ -316,7 +272,7 @@ def _call_op(keyset, *values):
 def _transformed(x, *others):
     """The op for autograd and torch.func to transform."""
     _check("norm_activation", x, *others)
-    y, statistics = _forward(x, *others)
+    y, statistics = plain_norm_activation(x, *others)
     return y.to(x.dtype), statistics.detach()
 
 
@@ -325,7 +281,7 @@ def _autograd(keyset, x, norm, eps, added, added_eps, activation, parameters):
     if is_transformed(tensors):
         return _transformed(x, norm, eps, added, added_eps, activation, parameters)
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
-        arguments = _Arguments(eps, added_eps, activation, (len(norm), len(added), len(parameters)))
+        arguments = Arguments(eps, added_eps, activation, (len(norm), len(added), len(parameters)))
         return _NormActivation.apply(keyset, arguments, *tensors)
     return _call_op(keyset, x, norm, eps, added, added_eps, activation, parameters)
 

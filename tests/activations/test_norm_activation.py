@@ -9,11 +9,11 @@ from norm_modules import CONTENTS, FUSED, arguments_of, assert_equal_traces, bui
 from torch import nn
 
 from pwlu_det import ops
-from pwlu_det.activations import norm_activation as module
+from pwlu_det.activations import deferred_norm as module
 from pwlu_det.activations.norm_activation import norm_activation
 from pwlu_det.ops.pwlu import PARAMETERS
 
-pytestmark = pytest.mark.skipif("cpu" not in module._DEVICES, reason="there are no kernels")
+pytestmark = pytest.mark.skipif("cpu" not in module.DEVICES, reason="there are no kernels")
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,8 @@ def test_changed_parameters_in_phase_1_are_warned_of(calls):
         model[1].points += 1
     with pytest.warns(UserWarning, match="no longer those of ReLU"):
         y = norm_activation(*arguments_of(model, maps))
-    assert not calls
+    assert calls == ["pwlu_phase1", "prelu"]  # the second is the norm alone
+    assert model[0].num_batches_tracked == 1
     torch.testing.assert_close(
         y, ops.pwlu(model[0](*maps), *(getattr(model[1], name) for name in PARAMETERS))
     )

@@ -16,6 +16,29 @@
 namespace pwlu {
 namespace {
 
+// Writes the mean and the variance of a group of channels; `p` is their part of any table.
+template <typename T, typename R = Compute<T>>
+void batch_statistics(const NormWork& work, const NormGroup& group, const ChannelParameters& p, const T* x, R* mean,
+                      R* var) {
+  const NormDtype<T>& run = kernels().norm->of<T>();
+  double shift[kBlockChannels];  // the first element of each channel
+  for (int c = 0; c < group.channels; ++c) {
+    const double first = to_float(x[work.first(group.channel + c)]);
+    shift[c] = std::isfinite(first) ? first : 0;
+  }
+  const auto sums = work.sum_pieces<ShiftedSums>(group, group.channels, [&](const Pixels& pixels, ShiftedSums* own) {
+    work.for_memory(group, pixels, p, [&](int64_t offset, int64_t, const NormRows& rows) {
+      run.statistics(x + offset, rows, shift, own);
+    });
+  });
+  for (int c = 0; c < group.channels; ++c) {
+    const double count = double(work.pixels()), difference = sums[c].sum / count;
+    const double variance = sums[c].square / count - difference * difference;
+    mean[group.channel + c] = R(shift[c] + difference);
+    var[group.channel + c] = R(variance < 0 ? 0 : variance);  // not std::max, which would hide NaN
+  }
+}
+
 // The steps of the ops on a group of channels. The table holds the results of earlier steps.
 template <typename T>
 struct NormSteps {
@@ -26,27 +49,6 @@ struct NormSteps {
   const Stage<R>& stage;
   const T *x, *added;  // added may be null
   const NormDtype<T>& run = kernels().norm->of<T>();
-
-  // Writes the mean and the variance of `values`, which is x or the added tensor.
-  void statistics(const NormGroup& group, const T* values, R* mean, R* var) const {
-    double shift[kBlockChannels];  // the first element of each channel
-    for (int c = 0; c < group.channels; ++c) {
-      const double first = to_float(values[work.first(group.channel + c)]);
-      shift[c] = std::isfinite(first) ? first : 0;
-    }
-    const auto sums =
-        work.sum_pieces<ShiftedSums>(group, group.channels, [&](const Pixels& pixels, ShiftedSums* own) {
-          work.for_memory(group, pixels, table.of(group), [&](int64_t offset, int64_t, const NormRows& rows) {
-            run.statistics(values + offset, rows, shift, own);
-          });
-        });
-    for (int c = 0; c < group.channels; ++c) {
-      const double count = double(work.pixels()), difference = sums[c].sum / count;
-      const double variance = sums[c].square / count - difference * difference;
-      mean[group.channel + c] = R(shift[c] + difference);
-      var[group.channel + c] = R(variance < 0 ? 0 : variance);  // not std::max, which would hide NaN
-    }
-  }
 
   void forward(const NormGroup& group, T* y) const {
     work.for_pieces(group, [&](int64_t, const Pixels& piece) {
@@ -214,7 +216,7 @@ std::tuple<Tensor, Tensor> norm_activation_cpu(const Tensor& x, at::TensorList n
     in.work.for_groups([&](const NormGroup& group) {
       for (size_t i = 0; i < norms.size() && batch_statistics; ++i) {
         R *mean = results + 2 * i * channels, *var = mean + channels;
-        steps.statistics(group, i ? steps.added : steps.x, mean, var);
+        batch_statistics(in.work, group, in.table.of(group), i ? steps.added : steps.x, mean, var);
         for (int64_t c = group.channel; c < group.channel + group.channels; ++c) {
           norms[i].mean[c] = mean[c];
           norms[i].var[c] = var[c];
@@ -225,6 +227,25 @@ std::tuple<Tensor, Tensor> norm_activation_cpu(const Tensor& x, at::TensorList n
     });
   });
   return {with_layout_of(x, in.x, y), statistics};
+}
+
+Tensor norm_statistics_cpu(const Tensor& x) {
+  check_tensors("norm_statistics", {{"x: B C *", x}});
+  const auto format = format_of(x);
+  const Tensor dense = x.contiguous(format);
+  const NormWork work(dense, format);
+  const int64_t channels = x.size(1);
+  const NormTable table(channels);
+  const Tensor statistics = at::zeros({2, channels}, x.options().dtype(compute_dtype(x)));
+  if (x.numel() == 0) return statistics;
+  with_dtype(x, [&](auto type) {
+    using T = decltype(type);
+    auto* const mean = room_of<Compute<T>>(statistics);
+    work.for_groups([&](const NormGroup& group) {
+      batch_statistics(work, group, table.of(group), data_of<T>(dense), mean, mean + channels);
+    });
+  });
+  return statistics;
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> norm_activation_backward_cpu(
@@ -293,4 +314,5 @@ TORCH_LIBRARY_IMPL(pwlu_det, CPU, m) {
   if (!kernels().norm) return;
   m.impl("norm_activation", &norm_activation_cpu);
   m.impl("norm_activation_backward", &norm_activation_backward_cpu);
+  m.impl("norm_statistics", &norm_statistics_cpu);
 }
