@@ -113,12 +113,18 @@ class DeferredNorm:
         args, kwargs = tree_map(lambda v: v.tensor() if isinstance(v, cls) else v, (args, kwargs))
         return function(*args, **kwargs)
 
+    def _is_computed(self) -> bool:
+        return self._tensor is not None or any(call.fused or call.called for call in self._calls)
+
+    def _is_single(self) -> bool:
+        """Whether it is ``norm(x)``, to which something can be added."""
+        return len(self._calls) == 1 and not self._added and not self._is_computed()
+
     def _activate(self, name: str, parameters: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...] | None:
         """The results of an activation's op, or None if it cannot be fused."""
         first, *others = self._calls
         alike = all((c.batch_statistics, c.group) == (first.batch_statistics, first.group) for c in others)
-        computed = self._tensor is not None or any(c.fused or c.called for c in self._calls)
-        if computed or not alike or first.grad_enabled != torch.is_grad_enabled():
+        if self._is_computed() or not alike or first.grad_enabled != torch.is_grad_enabled():
             return None
         if name == "pwlu_phase1" and (others or self._added or not first.batch_statistics):
             return None  # the statistics of its input do not follow from the norm
@@ -165,16 +171,11 @@ for _name in _OPERATORS:
 def _sum(a, b) -> DeferredNorm | None:
     """The sum of two terms, of which one is deferred; None if the sum cannot be."""
     first, second = (a, b) if isinstance(a, DeferredNorm) else (b, a)
-    own, *others = first._calls
-    if others or first._added or first._tensor is not None:
+    if not first._is_single() or (isinstance(second, DeferredNorm) and not second._is_single()):
         return None
-    if isinstance(second, DeferredNorm):
-        calls, added = second._calls, []
-        if len(calls) > 1 or second._added or second._tensor is not None:
-            return None
-        term = calls[0].x
-    else:
-        calls, added, term = [], [second], second
+    (own,) = first._calls
+    calls, added = (second._calls, []) if isinstance(second, DeferredNorm) else ([], [second])
+    term = calls[0].x if calls else second
     if not is_fusible_tensor(term) or (term.shape, term.dtype) != (own.x.shape, own.x.dtype):
         return None
     return DeferredNorm([own, *calls], added, first._fuse_relu)
