@@ -81,7 +81,7 @@ def _gradients(grad, count, pooled, tensors, arguments: Arguments, needed, group
     grads = arguments(_with_statistics(backward, pooled), *tensors)
     of_x, of_norms, of_added, _ = grads
     if mask[0]:  # so far as if the statistics did not depend on x
-        means = of_norms.double()
+        means = of_norms.to(torch.float64, copy=True)
         dist.all_reduce(means, group=group)
         means = (means / count).to(of_norms.dtype)
         norm, added, _ = arguments.lists(tensors[1:])
