@@ -18,8 +18,8 @@ namespace {
 
 // Writes the mean and the variance of a group of channels; `p` is their part of any table.
 template <typename T, typename R = Compute<T>>
-void batch_statistics(const NormWork& work, const NormGroup& group, const ChannelParameters& p, const T* x, R* mean,
-                      R* var) {
+void compute_statistics(const NormWork& work, const NormGroup& group, const ChannelParameters& p, const T* x, R* mean,
+                        R* var) {
   const NormDtype<T>& run = kernels().norm->of<T>();
   double shift[kBlockChannels];  // the first element of each channel
   for (int c = 0; c < group.channels; ++c) {
@@ -216,7 +216,7 @@ std::tuple<Tensor, Tensor> norm_activation_cpu(const Tensor& x, at::TensorList n
     in.work.for_groups([&](const NormGroup& group) {
       for (size_t i = 0; i < norms.size() && batch_statistics; ++i) {
         R *mean = results + 2 * i * channels, *var = mean + channels;
-        batch_statistics(in.work, group, in.table.of(group), i ? steps.added : steps.x, mean, var);
+        compute_statistics(in.work, group, in.table.of(group), i ? steps.added : steps.x, mean, var);
         for (int64_t c = group.channel; c < group.channel + group.channels; ++c) {
           norms[i].mean[c] = mean[c];
           norms[i].var[c] = var[c];
@@ -242,7 +242,7 @@ Tensor norm_statistics_cpu(const Tensor& x) {
     using T = decltype(type);
     auto* const mean = room_of<Compute<T>>(statistics);
     work.for_groups([&](const NormGroup& group) {
-      batch_statistics(work, group, table.of(group), data_of<T>(dense), mean, mean + channels);
+      compute_statistics(work, group, table.of(group), data_of<T>(dense), mean, mean + channels);
     });
   });
   return statistics;

@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kPieceSize = 1 << 15;  // the approximate number of elements
 // The number of elements of a chunk, which is processed at once: in one channel, few enough for the L1 cache; with
 // channels last, so many that PWLU's sums over bins are not cleared and added up for a few rows each time.
-constexpr int64_t kChunkSize = 1 << 12, kBufferSize = 1 << 14;
+constexpr int64_t kChunkSize = 1 << 10, kBufferSize = 1 << 14;
 
 // A range of the pixels of all samples in a group.
 struct Pixels {
