@@ -15,18 +15,27 @@ MAX_SEED = 2**31 - 1
 # Keys of MODEL.ACTIVATION.PWLU that control its training. All other keys of a node are constructor options.
 _TRAINING_KEYS = ("REALIGN", "PHASE1_ITERS", "PHASE1_EPOCHS")
 
+# Limits of YAML: nesting, and the length of numbers.
+_MAX_DEPTH, _MAX_NUMBER = 100, 1000
+_NUMBER_START = tuple("+-.0123456789")
+
 # detectron2's architectures whose heads can be converted.
 _ARCHITECTURES = ("RetinaNet", "GeneralizedRCNN", "ProposalNetwork", "SemanticSegmentor", "PanopticFPN")
 
 
 def add_pwlu_config(cfg) -> None:
-    """Add the ``MODEL.ACTIVATION`` node and ``SOLVER.AMP.DTYPE`` to a detectron2 config, in place."""
+    """Add this project's keys to a detectron2 config, in place."""
     from detectron2.config import CfgNode as CN
 
     if "ACTIVATION" in cfg.MODEL:  # a second call must not reset what has been set
         return _add_registered(cfg.MODEL.ACTIVATION, CN)
     # The dtype of SOLVER.AMP on a GPU: float16 (with loss scaling) or bfloat16. On a CPU, always bfloat16.
     cfg.SOLVER.AMP.DTYPE = "float16"
+
+    # MODEL.META_ARCHITECTURE "Classifier", with which backbones are pretrained.
+    cfg.MODEL.CLASSIFIER = CN()
+    cfg.MODEL.CLASSIFIER.IN_FEATURES = ["res5"]
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 1000
 
     cfg.MODEL.ACTIVATION = node = CN()
     # relu, relu6, leaky_relu, rrelu, elu, celu, mish, softplus, swish, prelu, srelu, mixture, slaf, apl, pau,
@@ -159,17 +168,20 @@ def _check_config_file(path: str) -> None:
             text = f.read()
         check_yaml(text)
         content = yaml.safe_load(text)
-        base = content.get("_BASE_") if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} must contain keys and values, such as 'VERSION: 2'")
+        base = content.get("_BASE_")
         if not isinstance(base, str):
             return
         path = os.path.join(os.path.dirname(path), os.path.expanduser(base))
 
 
 def check_yaml(text: str) -> None:
-    """Check that YAML does not become larger than its text when its aliases are expanded.
+    """Check that YAML can be loaded and printed in a time proportional to the length of its text.
 
     Raises:
-        ValueError: it does, so that loading or printing it could take exponential time.
+        ValueError: its aliases make it larger than its text, it is nested too deeply, or a number in it is
+            too long.
         yaml.YAMLError: it is not valid YAML.
     """
     import yaml
@@ -179,11 +191,16 @@ def check_yaml(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             stack.append((event.anchor, 1))
+            if len(stack) > _MAX_DEPTH:
+                raise ValueError("it is nested too deeply")
             continue
         if isinstance(event, yaml.AliasEvent):
             size = sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
             size = sizes[event.anchor] = 1
+            # Numbers to the base 60, such as 1:30:00, take quadratic time.
+            if event.style is None and event.value[:1] in _NUMBER_START and len(event.value) > _MAX_NUMBER:
+                raise ValueError(f"it has a number of more than {_MAX_NUMBER} characters")
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, size = stack.pop()
             sizes[anchor] = size
@@ -265,4 +282,5 @@ def _check_no_none(cfg, defaults, prefix: str = "") -> None:
 
 def _text(error: Exception) -> str:
     # str() of a KeyError puts the message in quotes
-    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text[:2000] or type(error).__name__  # detectron2's messages contain the whole value

@@ -18,5 +18,5 @@ class DatasetError(PwluDetError):
 
 
 def describe(error: BaseException) -> str:
-    """The message of an error in one line, or the name of its type if it has none, as ``MemoryError()``."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The start of an error's message in one line, or the name of its type if it has none."""
+    return " ".join(str(error).split())[:1000] or type(error).__name__

@@ -19,8 +19,10 @@ from pwlu_det.config import (
     on_cpu,
     phase1_iters,
 )
+from pwlu_det.data.classification import FLIPS
 from pwlu_det.data.dataset_check import check_datasets
 from pwlu_det.errors import ConfigError, PwluDetError
+from pwlu_det.ops.kernels import find_misuse
 
 AMP_DTYPES = ("float16", "bfloat16")
 MASK_FORMATS = ("polygon", "bitmask")
@@ -39,6 +41,9 @@ def check_config(cfg, num_processes: int = 1) -> None:
     Raises:
         ConfigError: a value is not allowed; the message names the key.
     """
+    misuse = find_misuse()
+    if misuse:
+        raise ConfigError(misuse)
     node = cfg.MODEL.ACTIVATION
     try:
         get_placement(node.NAME)
@@ -65,6 +70,8 @@ def check_config(cfg, num_processes: int = 1) -> None:
             "TEST.AUG.ENABLED is True; it must be False for MODEL.META_ARCHITECTURE "
             f"{cfg.MODEL.META_ARCHITECTURE}"
         )
+    if architecture(cfg) == "Classifier":
+        _check_classifier(cfg)
     workers = cfg.DATALOADER.NUM_WORKERS
     _check(workers >= 0, "DATALOADER.NUM_WORKERS", workers, "at least 0")
     _check(cfg.SEED <= MAX_SEED, "SEED", cfg.SEED, f"at most {MAX_SEED}, or negative for a random one")
@@ -84,6 +91,8 @@ def check_training(cfg, num_processes: int = 1) -> None:
     batch, num_processes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE or num_processes
     allowed = f"a multiple of the number of processes, {num_processes}"
     _check(batch > 0 and batch % num_processes == 0, "SOLVER.IMS_PER_BATCH", batch, allowed)
+    rate = cfg.SOLVER.BASE_LR
+    _check(0 <= rate < float("inf"), "SOLVER.BASE_LR", rate, "at least 0 and finite")
     period = cfg.SOLVER.CHECKPOINT_PERIOD
     _check(period >= 1, "SOLVER.CHECKPOINT_PERIOD", period, "at least 1")
     dtype = cfg.SOLVER.AMP.DTYPE
@@ -123,6 +132,14 @@ def check_files(cfg, resume: bool, training: bool) -> list[str]:
     except (OSError, ValueError) as error:  # ValueError: not a valid file name
         raise ConfigError(f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be written: {error}") from error
     return notes
+
+
+def _check_classifier(cfg) -> None:
+    features, kind, flip = cfg.MODEL.CLASSIFIER.IN_FEATURES, cfg.INPUT.CROP.TYPE, cfg.INPUT.RANDOM_FLIP
+    _check(len(features) == 1, "MODEL.CLASSIFIER.IN_FEATURES", features, "one feature of the backbone")
+    why = f"for MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}"
+    _check(kind == "absolute", "INPUT.CROP.TYPE", kind, f"'absolute' {why}")
+    _check(flip in FLIPS, "INPUT.RANDOM_FLIP", flip, f"one of {', '.join(FLIPS)} {why}")
 
 
 def _check_weights(weights: str) -> None:

@@ -35,8 +35,8 @@ def coco_root(tmp_path_factory):
 def run_tool(coco_root):
     """Run a Python script in a separate process, check its exit code, and return its output."""
 
-    def run(script, *arguments, code=0):
-        environment = {**os.environ, "DETECTRON2_DATASETS": str(coco_root)}
+    def run(script, *arguments, code=0, **variables):
+        environment = {**os.environ, "DETECTRON2_DATASETS": str(coco_root), **variables}
         command = [sys.executable, str(ROOT / script), *map(str, arguments)]
         done = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

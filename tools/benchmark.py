@@ -15,6 +15,7 @@ import torch
 from pwlu_det.benchmark.suites import LAYOUTS, Sites, model_tables, op_tables
 from pwlu_det.benchmark.table import header
 from pwlu_det.checkpoint.atomic import atomic_writer
+from pwlu_det.ops.kernels import find_misuse
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SITES = {
@@ -38,6 +39,8 @@ def main() -> None:
     if warm and platform.libc_ver()[0] != "glibc":
         parser.error("--memory warm requires glibc, which this system does not have; use fresh")
     restart_with({**QUIET, **(WARM_MEMORY if warm else {})})
+    if find_misuse():
+        parser.error(find_misuse())
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is cuda, but torch finds no GPU on this machine; use cpu")
     if args.threads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
@@ -13,31 +14,33 @@ from torch.multiprocessing import ProcessExitedException
 
 from pwlu_det.checkpoint.checkpointer import Checkpointer, find_resumable
 from pwlu_det.config import load_config, on_cpu
+from pwlu_det.engine.failures import explain, explain_exit
 from pwlu_det.engine.launch import launch, num_processes
 from pwlu_det.engine.process_watch import share_cores, watch_processes
 from pwlu_det.engine.resume import settle_seed
 from pwlu_det.engine.run_lock import lock_output_dir
 from pwlu_det.engine.trainer import Trainer
-from pwlu_det.errors import PwluDetError
+from pwlu_det.errors import CheckpointError, ConfigError, PwluDetError
 from pwlu_det.preflight import check_config, check_files, check_training
 
 logger = logging.getLogger("detectron2.train_net")
 WRONG_USE, FAILED = 2, 1  # exit status, as in argparse and Python
 
 
-def main(args, cfg, notes):
+def main(args, cfg, notes, train):
     if on_cpu(cfg):
         share_cores(comm.get_local_size())
     try:
         with watch_processes():
             return evaluate(args, cfg, notes) if args.eval_only else train(args, cfg, notes)
-    except PwluDetError as error:
-        if comm.is_main_process():
-            print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
-        sys.exit(WRONG_USE)
-    except OSError as error:  # such as a full disk; detectron2 has logged the iteration
-        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
+    except Exception as error:  # detectron2 has logged the iteration
+        message = explain(error)
+        if message is None:
+            raise
+        # Each process finds most faults, but only one finds that an image is broken or the disk full.
+        if comm.is_main_process() or not isinstance(error, (CheckpointError, ConfigError)):
+            print(f"{sys.argv[0]}: error: {message}", file=sys.stderr)
+        sys.exit(WRONG_USE if isinstance(error, PwluDetError) else FAILED)
 
 
 def set_up(args, cfg, notes):
@@ -68,7 +71,12 @@ def evaluate(args, cfg, notes):
     return results
 
 
-def invoke_main() -> None:
+def invoke_main(train: Callable = train) -> None:
+    """Run the command.
+
+    Args:
+        train: a function that is called instead of :func:`train`, in each process.
+    """
     parser = default_argument_parser()
     args = parser.parse_args()
     try:
@@ -82,9 +90,12 @@ def invoke_main() -> None:
     except PwluDetError as error:
         parser.error(str(error))
     try:
-        launch(main, args, (args, cfg, notes))
-    except ProcessExitedException as error:  # the process has printed why
-        sys.exit(error.exit_code or 1)
+        launch(main, args, (args, cfg, notes, train))
+    except ProcessExitedException as error:
+        message, status = explain_exit(error, first_rank=args.machine_rank * args.num_gpus)
+        if message:
+            print(f"{sys.argv[0]}: error: {message}", file=sys.stderr)
+        sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -124,6 +125,10 @@ class PWLU(nn.Module):
         self._has_warned_of_change = False
         self.batch_moments: list[Moments] = []
         self._reset_to_relu(*self._initial_bounds())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or a module saved during training, is not known to the hook that pools the statistics.
+        return {**self.__dict__, "defers_update": False, "batch_moments": []}
 
     def extra_repr(self) -> str:
         return f"{self.num_channels}, num_intervals={self.num_intervals}, channel_wise={self.channel_wise}"
@@ -286,26 +291,28 @@ class PWLU(nn.Module):
         if found and "phase" not in found:
             self._set_phase(LEARNING)  # parameters without a phase count as trained
         if found and not self.phase.is_meta and self.collecting:
-            self._settle_phase1()
+            self._settle_phase1(state_dict[prefix + "points"].dtype)
 
     @torch.no_grad()
-    def _settle_phase1(self) -> None:
+    def _settle_phase1(self, saved_dtype: torch.dtype) -> None:
         """After loading a file saved in phase I: decide whether its parameters are initial or trained.
 
-        They are initial if they are ReLU with bounds that all channels share. They are then rewritten, since
-        older versions of this package used other bounds for odd N. Anything else is a trained function, such
-        as that of an averaged model whose ``phase`` was never updated, and enters phase II.
+        They are initial if they are ReLU, and 0 is at the demarcation point where :meth:`begin_collecting`
+        places it, or in the middle. They are then rewritten, since older versions of this package used other
+        bounds for odd N. Anything else is a trained function, such as that of an averaged model whose
+        ``phase`` was never updated, and enters phase II.
         """
         _, left_bound, right_bound, *_ = parameters = self._parameter_list()
         largest = max(float(left_bound.abs().max()), float(right_bound.abs().max()))
-        tolerance = 4 * torch.finfo(left_bound.dtype).eps * largest
+        tolerance = 4 * torch.finfo(saved_dtype).eps * largest
         relu = self._relu_parameters(left_bound, right_bound)
         is_relu = all(torch.allclose(p, r, rtol=0, atol=tolerance) for p, r in zip(parameters, relu))
-        shared = (left_bound == left_bound[0]).all() and (right_bound == right_bound[0]).all()
-        if not (is_relu and shared):
-            self._set_phase(LEARNING)
-        else:
+        n, h = self.num_intervals, (self.num_intervals + 1) // 2
+        offsets = left_bound * h + right_bound * (n - h), left_bound + right_bound
+        if is_relu and any(offset.abs().max() <= n * tolerance for offset in offsets):
             self._write_phase1_parameters()
+        else:
+            self._set_phase(LEARNING)
 
 
 def _version(tensor: Tensor) -> int:

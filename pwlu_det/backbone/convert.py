@@ -57,6 +57,11 @@ class Conversion:
     new_class: type
     """The class of ``module`` that uses them."""
 
+    def __post_init__(self):
+        for activation in self.activations.values():
+            if not isinstance(activation, nn.Module):
+                raise PwluDetError(f"build has returned {activation!r}; it must return a module")
+
     def apply(self) -> None:
         for name, activation in self.activations.items():
             setattr(self.module, name, activation.train(self.module.training))

@@ -69,7 +69,7 @@ def convert_heads(
             is then unchanged.
     """
     found = {name: find_head(model, name) for name in HEADS}
-    missing = [name for name in heads if found[name] is None]
+    missing = [name for name in heads if found.get(name) is None]
     if missing:
         there = ", ".join(name for name, head in found.items() if head is not None)
         raise PwluDetError(f"MODEL.ACTIVATION.HEADS: the model has no {', '.join(missing)}; it has {there}")

@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
@@ -80,8 +80,13 @@ def _create(path: str) -> BinaryIO:
         f.close()  # another writer has taken it for a stale one before it was locked
 
 
-def atomic_save(content: Any, path: str) -> None:
+def atomic_save(content: Any, path: str, check: Callable[[str], None] = lambda path: None) -> None:
     """Like ``torch.save``, but atomic.
+
+    Args:
+        content: as in ``torch.save``.
+        path: the file to write.
+        check: called with the name of the temporary file; if it raises, the old file is unchanged.
 
     Raises:
         OSError: the file cannot be written.
@@ -94,6 +99,8 @@ def atomic_save(content: Any, path: str) -> None:
             if cause is None:
                 raise
             raise cause from None
+        f.flush()
+        check(f.name)
 
 
 def _first_os_error(error: BaseException | None) -> OSError | None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pickle import UnpicklingError
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -18,7 +19,11 @@ from torch import nn
 from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
 from pwlu_det.checkpoint.plain import plain
 from pwlu_det.checkpoint.reader import read_checkpoint, read_iteration
+from pwlu_det.checkpoint.tensor_file import check_readable
 from pwlu_det.errors import CheckpointError, PwluDetError, describe
+
+# Buffers that models or norms fill in if a file lacks them.
+_FILLED_IN = ("running_mean", "running_var", "num_batches_tracked", "pixel_mean", "pixel_std")
 
 logger = logging.getLogger(f"detectron2.{__name__}")
 
@@ -65,14 +70,19 @@ class Checkpointer(DetectionCheckpointer):
         """Write ``name``.pth atomically: a file with that name is always complete.
 
         Raises:
-            CheckpointError: a part of the state has a type that could not be read back, see :func:`plain`.
+            CheckpointError: a part of the state could not be read back, for example because of its type, see
+                :func:`plain`.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         state = {key: value.state_dict() for key, value in self.checkpointables.items()}
         file = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {file}")
-        atomic_save(plain({"model": self.model.state_dict(), **state, **extra}, name), file)
+        try:
+            content = plain({"model": self.model.state_dict(), **state, **extra}, name)
+            atomic_save(content, file, check_readable)
+        except (UnpicklingError, RecursionError) as error:
+            raise CheckpointError(f"{name}.pth could not be read back: {describe(error)}") from error
         self.tag_last_checkpoint(os.path.basename(file))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -109,12 +119,14 @@ class Checkpointer(DetectionCheckpointer):
             raise
         except Exception as error:  # the file was read, so its content must be wrong
             raise CheckpointError(f"{path} cannot be loaded: {describe(error)}") from error
-        keys = self.model.state_dict().keys() - {"pixel_mean", "pixel_std"}
+        keys = {key for key in self.model.state_dict() if not key.endswith(_FILLED_IN)}
         if path and keys and keys <= set(self.incompatible.missing_keys):
             raise CheckpointError(
                 f"{path} does not fit the model: none of its tensors has the name and the shape of any of "
                 f"those in the model, such as {min(keys)}"
             )
+        if isinstance(rest.get("input"), dict):  # of an exported backbone
+            _warn_of_input(rest["input"], describe_input(self.model), path)
         return rest
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -218,3 +230,23 @@ def _read_resumable(file: str) -> dict[str, Any]:
     if iteration is None or not isinstance(trainer, dict) or trainer.get("iteration") != iteration:
         raise CheckpointError(f"its trainer's state is not that of its iteration, {iteration}")
     return content
+
+
+def describe_input(model: nn.Module) -> dict[str, Any]:
+    """The input format and the pixel statistics of one of detectron2's models, as config keys and values."""
+    statistics = {
+        f"MODEL.{name.upper()}": getattr(model, name).flatten().tolist()
+        for name in ("pixel_mean", "pixel_std")
+        if hasattr(model, name)
+    }
+    return {"INPUT.FORMAT": getattr(model, "input_format", None), **statistics}
+
+
+def _warn_of_input(trained: dict[str, Any], own: dict[str, Any], path: str) -> None:
+    differing = [key for key in own if key in trained and None is not own[key] != trained[key]]
+    if differing:
+        lines = [f"{key}: {trained[key]} -> {own[key]}" for key in differing]
+        logger.warning(
+            f"{path} was trained with other inputs than this model has. Changed keys:\n  "
+            + "\n  ".join(lines)
+        )

@@ -8,19 +8,20 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from pwlu_det.checkpoint.atomic import atomic_save
-from pwlu_det.checkpoint.checkpointer import Checkpointer
+from pwlu_det.checkpoint.checkpointer import Checkpointer, describe_input
 from pwlu_det.errors import CheckpointError
 
 
 def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> None:
-    """Write the backbone of a trained detector in detectron2's checkpoint format.
+    """Write the backbone of a trained detector or classifier in detectron2's checkpoint format.
 
     The file can be used as the ``MODEL.WEIGHTS`` of any detector with the same backbone, and also loads into
     a bare backbone. It tells detectron2 to match parameter names by suffix, so the model may or may not have
-    the prefixes ``backbone.`` and ``bottom_up.``.
+    the prefixes ``backbone.`` and ``bottom_up.``. It also contains the input format and the pixel statistics;
+    :class:`Checkpointer` warns if those of the other detector differ.
 
     Args:
-        cfg: config of the trained detector.
+        cfg: config of the trained model.
         weights: its checkpoint.
         output: the file to write, ``*.pth``.
         bottom_up: export only the ResNet, without the FPN: for detectors with another FPN or without one.
@@ -43,10 +44,11 @@ def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> 
     _load(model, weights)
 
     backbone = model.backbone
-    state = (backbone.bottom_up if bottom_up else backbone).state_dict()
+    state = (getattr(backbone, "bottom_up", backbone) if bottom_up else backbone).state_dict()
     state = {key.removeprefix("bottom_up."): value for key, value in state.items()}
     try:
-        atomic_save({"model": state, "__author__": "pwlu_det", "matching_heuristics": True}, output)
+        content = {"model": state, "input": describe_input(model)}
+        atomic_save({**content, "__author__": "pwlu_det", "matching_heuristics": True}, output)
     except OSError as error:
         raise CheckpointError(f"--output {output} cannot be written: {error}") from error
 

@@ -26,8 +26,9 @@ def plain(value: Any, path: str) -> Any:
     Raises:
         CheckpointError: a value has another type, which ``torch.load(weights_only=True)`` would reject.
     """
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        return torch.from_numpy(np.array(value))
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and value.dtype.char not in "gG":
+        # torch has neither other byte orders nor long doubles, "g" and "G".
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
     if isinstance(value, np.generic):
         value = value.item()
     if type(value) in (dict, OrderedDict, Counter):

@@ -60,22 +60,28 @@ def load_numbers(path: str) -> dict[str, Any]:
         return {key: value for key, value in items if type(value) in (bool, int, float, str)}
 
 
+def check_readable(path: str) -> None:
+    """Check a file that has just been written, without reading its tensors; raises as above."""
+    with _unpickled(path, device="meta") as (content, size):
+        resolve(content, size, _GROWTH)
+
+
 @contextmanager
-def _unpickled(path: str) -> Iterator[tuple[Any, int]]:
+def _unpickled(path: str, device: str = "cpu") -> Iterator[tuple[Any, int]]:
     """The content of a file, which can be resolved while it is open, and the size of the file."""
     with open(path, "rb") as f:
         start = f.read(len(_LEGACY_START))
         f.seek(0)
         if start.startswith(b"PK"):
             with zipfile.ZipFile(f) as archive:
-                yield _unpickle(archive, file_size(f)), file_size(f)
+                yield _unpickle(archive, file_size(f), device), file_size(f)
         elif start == _LEGACY_START:
             yield _unpickle_legacy(f), file_size(f)
         else:
             raise ValueError("it was not written by torch.save" if start else "it is empty")
 
 
-def _unpickle(archive: zipfile.ZipFile, size: int) -> Any:
+def _unpickle(archive: zipfile.ZipFile, size: int, device: str) -> Any:
     entries = {entry.filename: entry for entry in archive.infolist()}
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
         raise ValueError("it is compressed, unlike what torch.save writes")
@@ -91,8 +97,11 @@ def _unpickle(archive: zipfile.ZipFile, size: int) -> Any:
     def read(storage: _Storage) -> Tensor:
         if storage.key not in records:
             entry = entries[f"{folder}data/{storage.key}"]
-            with archive.open(entry) as f:  # verifies the checksum, which torch does not
-                records[storage.key] = _read_exactly(f, entry.file_size)
+            if device == "meta":
+                records[storage.key] = torch.empty(entry.file_size, dtype=torch.uint8, device=device)
+            else:
+                with archive.open(entry) as f:  # verifies the checksum, which torch does not
+                    records[storage.key] = _read_exactly(f, entry.file_size)
         return storage.view(records[storage.key], order == sys.byteorder.encode())
 
     with archive.open(entries[f"{folder}data.pkl"]) as f:
@@ -202,7 +211,7 @@ def _tensor_of(storage, offset, size, stride, requires_grad, dtype, flags) -> Pe
                     f"the file contains a tensor of shape {short(shape)} that reaches beyond its storage"
                 )
         data = storage.read(storage).untyped_storage()
-        tensor = torch.empty(0, dtype=dtype).set_(data, offset, shape, strides)
+        tensor = torch.empty(0, dtype=dtype, device=data.device).set_(data, offset, shape, strides)
         return tensor.requires_grad_() if requires_grad is True else tensor
 
     return Pending(make)

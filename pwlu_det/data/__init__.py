@@ -1,5 +1,7 @@
-"""Checks of datasets, and the built-in digits, which importing this package registers with detectron2."""
+"""Datasets and their checks. Importing this package registers digits and ImageNet with detectron2."""
 
+from pwlu_det.data.classification import register_classification
 from pwlu_det.data.digits import register_digits
 
 register_digits()
+register_classification()

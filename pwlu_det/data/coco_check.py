@@ -267,6 +267,12 @@ def _why_left_out(annotation: dict, images: dict[Any, dict]) -> str:
 def _check_image_files(image_root: str, names: list[str]) -> None:
     if "://" in image_root:
         return
+    outside = [name for name in names if os.path.isabs(name) or ".." in name.split("/")] if image_root else []
+    if outside:
+        raise _Fault(
+            f"{len(outside)} of its {len(names)} images are outside the image folder {image_root}; the first "
+            f"is {_short(outside[0])}; each file_name must be a relative path without '..'"
+        )
     paths = [os.path.join(image_root, name) for name in names]
     existing = {folder: _list_files(folder) for folder in {os.path.dirname(path) for path in paths}}
     missing = [path for path in paths if os.path.basename(path) not in existing[os.path.dirname(path)]]
@@ -278,7 +284,7 @@ def _list_files(folder: str) -> set[str]:
     """The names of all files in a folder: faster than checking each image."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if not entry.is_dir()}
+            return {entry.name for entry in entries if entry.is_file()}
     except (OSError, ValueError) as error:
         raise _Fault(f"its image folder cannot be read: {error}") from error
 

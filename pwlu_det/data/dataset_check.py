@@ -6,10 +6,11 @@ import os
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from pwlu_det.checkpoint.array_pickle import load_arrays
 from pwlu_det.config import architecture
+from pwlu_det.data.classification import EVALUATOR_TYPE
 from pwlu_det.data.coco_check import Summary, Use, check_coco
 from pwlu_det.data.evaluators import check_readable, evaluator_type
+from pwlu_det.data.proposals import read_proposals
 from pwlu_det.errors import ConfigError, DatasetError
 
 _CLASS_COUNTS = {"RetinaNet": "RETINANET", "GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS"}
@@ -35,6 +36,7 @@ def check_datasets(cfg, training: bool) -> list[str]:
                 evaluator_type(name)
             else:
                 check_readable(name)
+            _check_kind(cfg, metadata, key)
             _check_stuff_classes(cfg, metadata, key == "TRAIN")
             if _has_coco_file(metadata, key == "TRAIN"):
                 use = Use(
@@ -51,7 +53,7 @@ def check_datasets(cfg, training: bool) -> list[str]:
         if key == "TRAIN" and len(summaries) == len(cfg.DATASETS.TRAIN):
             _check_together(cfg, summaries)
         if cfg.MODEL.LOAD_PROPOSALS:
-            _check_proposals(f"DATASETS.PROPOSAL_FILES_{key}", cfg.DATASETS[f"PROPOSAL_FILES_{key}"])
+            _check_proposals(cfg, key)
     return notes
 
 
@@ -70,6 +72,18 @@ def _find(key: str, name: str) -> Metadata:
             "DETECTRON2_DATASETS names the folder of detectron2's datasets (default: ./datasets)."
         )
     return metadata
+
+
+def _check_kind(cfg, metadata: Metadata, key: str) -> None:
+    """Classifiers need datasets for classification, and detectors all others."""
+    classifies = metadata.get("evaluator_type") == EVALUATOR_TYPE
+    if classifies != (architecture(cfg) == "Classifier"):
+        raise ConfigError(
+            f"DATASETS.{key}: '{metadata.name}' is {'' if classifies else 'not '}a dataset for image "
+            f"classification; it cannot be used with MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}"
+        )
+    if classifies:
+        _check_number_of_classes(cfg, "CLASSIFIER", metadata.name, len(metadata.classes), key == "TRAIN")
 
 
 def _has_coco_file(metadata: Metadata, training: bool) -> bool:
@@ -125,11 +139,13 @@ def _check_together(cfg, summaries: dict[str, Summary]) -> None:
         raise ConfigError(f"DATASETS.TRAIN is {cfg.DATASETS.TRAIN}; it has no objects to train on: {notes}")
 
 
-def _check_proposals(key: str, files: tuple[str, ...]) -> None:
-    """Check files that detectron2 would unpickle, running any code in them."""
+def _check_proposals(cfg, split: str) -> None:
+    key = f"PROPOSAL_FILES_{split}"
+    files, number = cfg.DATASETS[key], len(cfg.DATASETS[split])
+    if len(files) != number:
+        raise ConfigError(f"DATASETS.{key} has {len(files)} files; DATASETS.{split} has {number} datasets")
     for file in files:
         try:
-            with open(file, "rb") as f:
-                load_arrays(f)
-        except Exception as error:  # reading a broken pickle can raise anything
-            raise DatasetError(f"{key}: {file} is not a pickle of NumPy arrays: {error}") from error
+            read_proposals(file)
+        except DatasetError as error:
+            raise DatasetError(f"DATASETS.{key}: {error}") from error

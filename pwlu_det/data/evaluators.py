@@ -23,17 +23,28 @@ from detectron2.evaluation import (
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from pwlu_det.errors import ConfigError
+from pwlu_det.data.classification import EVALUATOR_TYPE, ClassificationEvaluator
+from pwlu_det.errors import ConfigError, DatasetError
 
 
 def _coco(name: str, folder: str, cfg) -> DatasetEvaluator:
-    return COCOEvaluator(
+    metadata = MetadataCatalog.get(name)
+    is_converted = not hasattr(metadata, "json_file")
+    evaluator = COCOEvaluator(
         name,
         output_dir=folder,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         # detectron2 converts other datasets to COCO format; a cached conversion may be out of date.
         allow_cached_coco=False,
     )
+    if is_converted:  # the next evaluator must convert it again, as the dataset may have changed
+        del metadata.json_file
+    if 0 in evaluator._coco_api.anns:  # your own script may not have checked the file
+        raise DatasetError(
+            f"{metadata.json_file}: an annotation has the id 0, which COCO's evaluation treats as unmatched; "
+            "it must be another integer"
+        )
+    return evaluator
 
 
 def _sem_seg(name: str, folder: str, cfg) -> DatasetEvaluator:
@@ -82,6 +93,7 @@ _EVALUATORS: dict[str, tuple[Callable[..., DatasetEvaluator], ...]] = {
     "cityscapes_sem_seg": (_cityscapes_sem_seg,),
     "pascal_voc": (lambda name, folder, cfg: PascalVOCDetectionEvaluator(name),),
     "lvis": (_lvis,),
+    EVALUATOR_TYPE: (lambda name, folder, cfg: ClassificationEvaluator(),),
 }
 # The packages that detectron2 imports when it evaluates a dataset of each type, or reads it.
 _EVALUATION_PACKAGES = {"coco_panoptic_seg": ("panopticapi",), "cityscapes_sem_seg": ("cityscapesscripts",)}
@@ -130,6 +142,7 @@ def build_evaluator(cfg, dataset_name: str, folder: str) -> DatasetEvaluator:
 
     Raises:
         ConfigError: see :func:`evaluator_type`.
+        DatasetError: the ids in a COCO file would make its evaluation wrong.
     """
     evaluators = [build(dataset_name, folder, cfg) for build in _EVALUATORS[evaluator_type(dataset_name)]]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

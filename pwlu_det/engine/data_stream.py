@@ -21,7 +21,8 @@ from detectron2.data.common import ToIterableDataset
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pwlu_det.data.mapper import Mapper
+from pwlu_det.data.mapper import build_mapper
+from pwlu_det.data.proposals import own_proposal_reader
 from pwlu_det.engine.random_state import seeded
 
 logger = logging.getLogger(f"detectron2.{__name__}")
@@ -43,9 +44,9 @@ def build_train_loader(cfg, mapper: Callable[[dict], dict] | None = None) -> Dat
         mapper: maps an entry of the dataset to the model's input. Default: detectron2's mapper, with errors
             that name the image. Its random numbers must come from NumPy, torch or Python's ``random``.
     """
-    mapper = mapper or Mapper(cfg, is_train=True)
+    mapper = mapper or build_mapper(cfg, is_train=True)
     # The mapper works on one image at a time, so it can run last: batches are formed before images are read.
-    with seeded(cfg.SEED):  # detectron2's samplers draw their seed from NumPy
+    with seeded(cfg.SEED), own_proposal_reader():  # detectron2's samplers draw their seed from NumPy
         loader = build_detection_train_loader(cfg, mapper=_identity)
     while not isinstance(loader, ToIterableDataset):  # the innermost layer: sampler and dataset
         if not hasattr(loader, "dataset"):

@@ -1,13 +1,17 @@
-"""Parameter groups for activations, and hiding parameters from an optimizer's steps."""
+"""Parameter groups for activations, hiding parameters from an optimizer's steps, and schedules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from detectron2.solver import LRMultiplier, WarmupParamScheduler
+from detectron2.solver import build_lr_scheduler as build_stock_lr_scheduler
 from detectron2.solver import build_optimizer as build_stock_optimizer
 from detectron2.solver.build import reduce_param_groups
+from fvcore.common.param_scheduler import LinearParamScheduler
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from pwlu_det.activations import ACTIVATIONS
 from pwlu_det.activations.registry import get_activation
@@ -39,6 +43,21 @@ def build_optimizer(cfg, model: nn.Module) -> Optimizer:
         # Clipping by value fails on parameters without a gradient, such as those of FPN levels no head uses.
         hide_while_stepping(optimizer, lambda: [p for p in _parameters(optimizer) if p.grad is None])
     return optimizer
+
+
+def build_lr_scheduler(cfg, optimizer: Optimizer) -> LRScheduler:
+    """detectron2's schedule of the learning rate, or for "WarmupLinearLR" a linear decay to 0."""
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME != "WarmupLinearLR":
+        return build_stock_lr_scheduler(cfg, optimizer)
+    schedule = WarmupParamScheduler(
+        LinearParamScheduler(1.0, 0.0),
+        solver.WARMUP_FACTOR,
+        min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
+        solver.WARMUP_METHOD,
+        solver.RESCALE_INTERVAL,
+    )
+    return LRMultiplier(optimizer, schedule, solver.MAX_ITER)
 
 
 def check_has_sites(cfg, model: nn.Module) -> None:

@@ -46,9 +46,10 @@ class TwoPhaseHook(HookBase):
         self._sites = trainable_sites(self.trainer.model)
         for site in self._sites.values():
             site.defers_update = True
-        logger.info(
+        logger.log(
+            logging.INFO if self._sites else logging.WARNING,
             f"PWLU: {len(self._collecting())} of {len(self._sites)} trainable sites collect statistics "
-            f"up to iteration {self.phase1_iters}"
+            f"up to iteration {self.phase1_iters}",
         )
         self._undo = hide_while_stepping(self.trainer.optimizer, self._prepare_step)
 
@@ -117,8 +118,8 @@ def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
     Returns None if the activation is not PWLU.
 
     Raises:
-        ConfigError: phase I would not end before training does, or it is given in epochs and the dataset has
-            no length.
+        ConfigError: phase I would not end before training does, or it is given in epochs and the data
+            loader has no dataset with a length.
     """
     if cfg.MODEL.ACTIVATION.NAME != "pwlu":
         return None
@@ -129,14 +130,15 @@ def build_phase_hook(cfg, data_loader) -> TwoPhaseHook | None:
 def _count_images(data_loader) -> int:
     """The number of training images, after detectron2 has dropped those without annotations."""
     # detectron2 nests batching, sampling and the dataset; each layer holds the next one as `dataset`.
-    while hasattr(data_loader, "dataset"):
-        data_loader = data_loader.dataset
+    dataset = getattr(data_loader, "dataset", None)  # without it, the length would be that of the batches
+    while hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
     try:
-        return len(data_loader)
+        return len(dataset)
     except TypeError as error:
         raise ConfigError(
-            "MODEL.ACTIVATION.PWLU.PHASE1_EPOCHS: the dataset has no length, so its epochs cannot be "
-            "counted; set MODEL.ACTIVATION.PWLU.PHASE1_ITERS instead"
+            "MODEL.ACTIVATION.PWLU.PHASE1_EPOCHS: the data loader has no dataset with a length, so its "
+            "epochs cannot be counted; set MODEL.ACTIVATION.PWLU.PHASE1_ITERS instead"
         ) from error
 
 

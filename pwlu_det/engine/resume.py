@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import yaml
@@ -58,7 +59,7 @@ class ExactResume(HookBase):
         return {"config": self.config, "loss_normalizers": self._normalizers.newest() or self._loaded}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._loaded = state["loss_normalizers"]
+        self._loaded = _check_normalizers(state["loss_normalizers"])
         num_processes = len(self._loaded)
         if num_processes != comm.get_world_size():
             logger.warning(
@@ -148,6 +149,16 @@ def _flatten(node: dict, prefix: str = "") -> dict[str, Any]:
             _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
         )
     return flat
+
+
+def _check_normalizers(values: Any) -> list[float | None]:
+    """Check what a checkpoint says of the ``loss_normalizer`` of each process; None for models without it."""
+    fits = isinstance(values, list) and len(values) > 0
+    if not fits or not all(v is None or (type(v) in (int, float) and 0 < v < math.inf) for v in values):
+        raise CheckpointError(
+            f"its loss_normalizers are {values!r}; they must be one positive number per process"
+        )
+    return values
 
 
 def _restore_normalizer(model: nn.Module, normalizers: list[float | None]) -> None:

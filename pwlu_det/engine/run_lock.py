@@ -31,7 +31,7 @@ def lock_output_dir(folder: str) -> Iterator[None]:
     without locks, a warning is logged. Reading and evaluation need no lock.
 
     Raises:
-        ConfigError: another run has the lock.
+        ConfigError: another run has the lock, or ``run.lock`` is not a regular file.
     """
     path = os.path.join(os.path.realpath(folder), NAME)
     if path in _held:  # by a caller; closing the file a second time would give up the lock
@@ -39,12 +39,15 @@ def lock_output_dir(folder: str) -> Iterator[None]:
         return
     file, problem = None, ""
     if comm.is_main_process():
-        file = open(path, "a+")  # noqa: SIM115
-        problem = _lock(file)
+        if os.path.exists(path) and not os.path.isfile(path):
+            problem = f"cannot be used: {NAME} in it is not a regular file"
+        else:
+            file = open(path, "a+")  # noqa: SIM115
+            problem = _lock(file)
     try:
         problem = comm.all_gather(problem)[0]
         if problem:
-            raise ConfigError(f"OUTPUT_DIR {folder} is in use by another run ({problem}); choose another one")
+            raise ConfigError(f"OUTPUT_DIR {folder} {problem}; choose another one")
         _held.add(path)
         if comm.is_main_process():
             remove_stale(folder, r".+\.pth|last_checkpoint")
@@ -56,13 +59,13 @@ def lock_output_dir(folder: str) -> Iterator[None]:
 
 
 def _lock(file: TextIO) -> str:
-    """Lock a file; returns the holder if it is locked already, else ""."""
+    """Lock a file; returns what is wrong if it is locked already, else ""."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             file.seek(0)
-            return file.read(1000).strip() or "unknown process"
+            return f"is in use by another run ({file.read(1000).strip() or 'unknown process'})"
         logger.warning(f"{file.name} cannot be locked ({error}): do not start a second run in this folder.")
         return ""
     file.truncate(0)

@@ -18,10 +18,11 @@ from pwlu_det.checkpoint.checkpointer import Checkpointer, Resumable
 from pwlu_det.collect_env import collect_env
 from pwlu_det.config import architecture, on_cpu
 from pwlu_det.data.evaluators import build_evaluator
-from pwlu_det.data.mapper import Mapper
+from pwlu_det.data.mapper import build_mapper
+from pwlu_det.data.proposals import own_proposal_reader
 from pwlu_det.engine.amp import build_step_trainer
 from pwlu_det.engine.data_stream import build_train_loader
-from pwlu_det.engine.optimizer import build_optimizer, check_has_sites
+from pwlu_det.engine.optimizer import build_lr_scheduler, build_optimizer, check_has_sites
 from pwlu_det.engine.phases import build_phase_hook
 from pwlu_det.engine.resume import ExactResume, ResumablePreciseBN, settle_seed, warn_of_changes
 from pwlu_det.engine.run_lock import lock_output_dir
@@ -34,6 +35,7 @@ _HEADS = {
     "ProposalNetwork": ("RPN",),
     "SemanticSegmentor": ("SEM_SEG_HEAD",),
     "PanopticFPN": ("RPN", "ROI_HEADS", "SEM_SEG_HEAD"),
+    "Classifier": ("CLASSIFIER",),
 }
 
 # A child of detectron2's logger, so that it uses detectron2's handlers and log files.
@@ -116,11 +118,18 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        return build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))
+        batch = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size() if architecture(cfg) == "Classifier" else 1
+        mapper = build_mapper(cfg, is_train=False)
+        with own_proposal_reader():
+            return build_detection_test_loader(cfg, dataset_name, mapper=mapper, batch_size=max(batch, 1))
 
     @classmethod
     def build_optimizer(cls, cfg, model):
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):

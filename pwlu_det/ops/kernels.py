@@ -18,23 +18,24 @@ def load() -> str:
     """Register the CPU kernels with torch; returns the reason if that fails, else "".
 
     The environment variable ``PWLU_DET_CPU_KERNELS`` names the best kernels that may be used: avx512, avx2,
-    baseline, or none for plain torch.
-
-    Raises:
-        ValueError: the variable has another value.
+    baseline, or none for plain torch. With any other value, no kernels are loaded; see :func:`find_misuse`.
     """
-    chosen = os.environ.get("PWLU_DET_CPU_KERNELS", CHOICES[0])
-    if chosen not in CHOICES:
-        raise ValueError(f"PWLU_DET_CPU_KERNELS is {chosen!r}; it must be one of {', '.join(CHOICES)}")
-    if chosen == "none":
+    if os.environ.get("PWLU_DET_CPU_KERNELS") == "none":
         return "PWLU_DET_CPU_KERNELS is none"
-    reason = _load_library("_C", "a C++ compiler")
+    reason = find_misuse() or _load_library("_C", "a C++ compiler")
     if reason:
         warnings.warn(
             f"pwlu_det: activations run in plain torch, several times slower than the kernels: {reason}",
             stacklevel=2,
         )
     return reason
+
+
+def find_misuse() -> str:
+    """What is wrong with the environment variable ``PWLU_DET_CPU_KERNELS``, or ""."""
+    chosen = os.environ.get("PWLU_DET_CPU_KERNELS", CHOICES[0])
+    allowed = f"it must be one of {', '.join(CHOICES)}"
+    return "" if chosen in CHOICES else f"PWLU_DET_CPU_KERNELS is {chosen!r}; {allowed}"
 
 
 def load_cuda() -> str:

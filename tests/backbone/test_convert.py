@@ -8,7 +8,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
 import pwlu_det
-from pwlu_det import PWLU, PwluDetError, convert_activations
+from pwlu_det import PWLU, PwluDetError, build_activation, convert_activations
 
 SITES_OF_R50 = {
     f"{stage}.{block}.act{i}"
@@ -243,6 +243,8 @@ def test_failed_conversion_changes_nothing(cfg):
 
     with pytest.raises(RuntimeError, match="no more"):
         convert_activations(model, build, ["stem", "res2"], ["act1", "act2"])
+    with pytest.raises(PwluDetError, match="build has returned None; it must return a module"):
+        convert_activations(model, lambda c: PWLU(c) if c < 256 else None, ["stem", "res2"], ["act1", "act3"])
 
     class OwnBlock(BottleneckBlock):
         pass
@@ -267,3 +269,19 @@ def test_backbone_without_the_configured_activation_is_an_error(cfg):
     for check in (lambda: pwlu_det.build_optimizer(cfg, model), lambda: pwlu_det.Trainer.build_model(cfg)):
         with pytest.raises(pwlu_det.ConfigError, match="but the model has no such activation"):
             check()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_activations_are_in_the_mode_of_their_blocks(cfg, training):
+    """RReLU and PWLU compute differently in training."""
+    cfg.MODEL.BACKBONE.NAME = STOCK["retinanet"]
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    backbone = build_backbone(cfg, ShapeSpec(channels=3)).train(training)
+    backbone.bottom_up.res3.train(not training)
+    convert_activations(
+        backbone, lambda c: build_activation("rrelu", c), ("stem", "res3", "top"), ("act1", "act2")
+    )
+    sites = {name: m for name, m in backbone.named_modules() if ".act" in name}
+    assert len(sites) == 1 + 3 * 4 + 1  # act3 too: it stays ReLU
+    for name, site in sites.items():
+        assert site.training == (training != ("res3" in name)), name

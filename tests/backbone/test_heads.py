@@ -250,6 +250,8 @@ def test_model_can_be_saved(cfg):
 def test_missing_heads_are_an_error(cfg):
     with pytest.raises(PwluDetError, match=r"HEADS: the model has no rpn, box_head; it has retinanet"):
         build(set_heads(cfg, "retinanet", "retinanet", "rpn", "box_head"))
+    with pytest.raises(PwluDetError, match=r"HEADS: the model has no tower; it has retinanet"):
+        build(set_heads(cfg, "retinanet", "tower"))
 
 
 def test_unknown_head_is_an_error_and_changes_nothing(cfg):

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 
 from pwlu_det import CheckpointError
 from pwlu_det.checkpoint.atomic import atomic_save
@@ -126,3 +127,10 @@ def test_weights_of_which_nothing_fits_are_an_error(tmp_path):
     torch.save({"bias": torch.ones(2)}, path)
     Checkpointer(model).load(path)
     assert model.bias.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("norm", [torch.nn.BatchNorm2d, FrozenBatchNorm2d])
+def test_statistics_that_norms_fill_in_do_not_count_as_fitting(tmp_path, norm):
+    torch.save({"other": torch.ones(2)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="none of its tensors"):
+        Checkpointer(torch.nn.Sequential(norm(2))).load(str(tmp_path / "w.pth"))

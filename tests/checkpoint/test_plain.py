@@ -38,29 +38,54 @@ def test_numpy_scalars_become_python_numbers(value, expected):
     assert torch.load(file, weights_only=True) == expected
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int64, bool, np.uint8])
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, bool, np.uint8, ">i4", ">f8"])
 def test_arrays_become_tensors(dtype):
     array = np.arange(6).reshape(2, 3).astype(dtype)[::-1]
     result = plain({"a": array}, "state")["a"]
-    assert torch.equal(result, torch.from_numpy(array.copy()))
+    assert result.tolist() == array.tolist()
+
+
+class Hook:
+    def __init__(self, value):
+        self.value = value
+
+    def state_dict(self):
+        return {"best": [self.value]}
 
 
 def test_error_names_a_value_of_another_type(tmp_path):
     class Mode(enum.Enum):
         MAX = 1
 
-    class Hook:
-        def __init__(self, value):
-            self.value = value
-
-        def state_dict(self):
-            return {"best": [self.value]}
-
     model = torch.nn.Linear(1, 1)
     texts = np.array(["text"], dtype=object)
-    for value in (Mode.MAX, object(), texts, lambda: 0, np.datetime64("2020-01-01")):
+    long = np.ones(2, np.longdouble)
+    for value in (Mode.MAX, object(), texts, long, lambda: 0, np.datetime64("2020-01-01")):
         with pytest.raises(CheckpointError, match=r"^model_3\.hook\.best\[0\] is of type .*allowed are"):
             Checkpointer(model, str(tmp_path), hook=Hook(value)).save("model_3")
         assert list(tmp_path.iterdir()) == []
     Checkpointer(model, str(tmp_path), hook=Hook(np.float64(42.5))).save("model_3")
     assert read_checkpoint(str(tmp_path / "model_3.pth"))["hook"] == {"best": [42.5]}
+
+
+BIG, NESTED = torch.zeros(200_000), []
+for _ in range(2000):
+    NESTED = [NESTED]
+
+
+@pytest.mark.parametrize(
+    "value, why",
+    [
+        ({torch.float32: 1}, "keys are not strings or numbers"),
+        ({tuple(range(9)): 1}, "keys are not strings or numbers"),
+        (torch.eye(2).to_sparse(), "_rebuild_sparse_tensor"),
+        (torch.ones(2, device="meta"), "_rebuild_meta_tensor"),
+        (torch.ones(2, dtype=torch.complex64).conj(), "a tensor that is not dense"),
+        ([BIG[i:] for i in range(30)], "much larger than the file"),
+        (NESTED, "recursion depth"),
+    ],
+)
+def test_file_that_could_not_be_read_back_is_not_written(tmp_path, value, why):
+    with pytest.raises(CheckpointError, match=rf"^model_3\.pth could not be read back: .*{why}"):
+        Checkpointer(torch.nn.Linear(1, 1), str(tmp_path), hook=Hook(value)).save("model_3")
+    assert list(tmp_path.iterdir()) == []

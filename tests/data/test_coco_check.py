@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -84,3 +85,67 @@ def test_error_names_the_file_and_the_fault(case, tmp_path):
     with pytest.raises(DatasetError) as error:
         check_coco(file, str(tmp_path), Use(training, mask_format))
     assert message in str(error.value) and str(error.value).startswith(file)
+
+
+def named(folder, name: str) -> str:
+    """A file with one image of this name."""
+    content = json.loads((folder / "set.json").read_text())
+    content["images"][0]["file_name"] = name
+    (folder / "set.json").write_text(json.dumps(content))
+    return str(folder / "set.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["{root}/1.png", "../{name}/1.png", "a/../1.png", "a/../../1.png", "/dev/zero"]
+)
+def test_image_outside_the_image_folder_is_refused(tmp_path, name):
+    write(tmp_path)
+    file = named(tmp_path, name.format(root=tmp_path, name=tmp_path.name))
+    with pytest.raises(
+        DatasetError, match=r"1 of its 1 images are outside the image folder .*without '\.\.'"
+    ):
+        check_coco(file, str(tmp_path), Use(True))
+
+
+def test_image_by_a_link_or_without_an_image_folder_is_allowed(tmp_path):
+    """Links are made by whoever has the folder, not by whoever has written the file."""
+    write(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "1.png").rename(tmp_path / "elsewhere/2.png")
+    (tmp_path / "1.png").symlink_to(tmp_path / "elsewhere/2.png")
+    (tmp_path / "folder").symlink_to(tmp_path / "elsewhere")
+    for name in ("1.png", "folder/2.png", "./1.png", "a..b.png"):
+        (tmp_path / "a..b.png").touch()
+        check_coco(named(tmp_path, name), str(tmp_path), Use(True))
+    check_coco(named(tmp_path, f"{tmp_path}/elsewhere/../1.png"), "", Use(True))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_image_that_is_not_a_regular_file_is_missing(tmp_path, make):
+    file = write(tmp_path)
+    (tmp_path / "1.png").unlink()
+    make(tmp_path / "1.png")
+    with pytest.raises(DatasetError, match=r"1 of its 1 images are missing; the first is .*1\.png"):
+        check_coco(file, str(tmp_path), Use(True))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[" * 10**6, "recursion"),
+        ('{"a":' * 10**6, "recursion"),
+        ("1" * 10**6, "Exceeds the limit"),
+        ('{"images": 1e999}', "must be|categories"),
+    ],
+)
+def test_json_that_is_hard_to_read(tmp_path, text, message):
+    (tmp_path / "set.json").write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        check_coco(str(tmp_path / "set.json"), str(tmp_path), Use(True))
+
+
+def test_run_lengths_that_would_be_a_huge_mask():
+    """A few characters of run lengths for a mask of 10^12 pixels."""
+    assert find_mask_fault({"size": [10**6, 10**6], "counts": [10**12]}, 8, 9)
+    assert find_mask_fault({"size": [8, 9], "counts": [10**12]}, 8, 9)
+    assert find_mask_fault({"size": [8, 9], "counts": [72] + [0] * 10**6}, 8, 9) == ""

@@ -3,6 +3,7 @@
 import copy
 import json
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -99,6 +100,18 @@ def test_corrected_annotations_are_used(cfg, tmp_path, catalog):
         MetadataCatalog.remove("own")
 
 
+def test_annotations_corrected_in_the_same_process_are_used(cfg, tmp_path, catalog):
+    """detectron2 enters the file to which it converted them in the metadata."""
+    box = [50.0, 50.0, 60.0, 60.0]
+    DatasetCatalog.register("own", lambda: coco_dicts(box))
+    MetadataCatalog.get("own").set(thing_classes=["cat"])
+    cfg.OUTPUT_DIR = str(tmp_path)
+    for expected in (0, 100):
+        results = evaluate(Trainer.build_evaluator(cfg, "own"), [{"image_id": 1}], [perfect()])
+        assert results["bbox"]["AP"] == pytest.approx(expected, abs=1e-3)
+        box[:] = BOX
+
+
 def test_evaluator_types(cfg, tmp_path, catalog):
     def evaluator_of(kind):
         name = f"own_{kind}"
@@ -154,8 +167,11 @@ def write_coco(folder, first_id, area=800.0, box=None, **changes):
     return str(folder / "set.json"), copy.deepcopy(content)
 
 
-def test_annotation_id_0_is_an_error_in_evaluation(tmp_path):
+def test_annotation_id_0_is_an_error_in_evaluation(cfg, tmp_path, catalog):
     file, _ = write_coco(tmp_path, 0)
+    register_coco_instances("own_coco", {}, file, str(tmp_path))
+    with pytest.raises(DatasetError, match=r"set\.json: an annotation has the id 0"):  # in a script
+        Trainer.build_evaluator(cfg, "own_coco")
     with pytest.raises(
         DatasetError, match=r"annotations\[0\]: id is 0, which COCO's evaluation treats as unmatched"
     ):
@@ -289,14 +305,19 @@ def test_number_of_stuff_classes_is_checked(cfg, catalog):
 
 def test_panoptic_evaluation_has_three_evaluators(cfg, monkeypatch, catalog):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    members = {
+        "__init__": lambda self, *a, **k: None,
+        "reset": lambda self: None,
+        "_coco_api": SimpleNamespace(anns={}),
+    }
     built = {
-        name: type(name, (), {"__init__": lambda self, *a, **k: None, "reset": lambda self: None})
+        name: type(name, (), members)
         for name in ("SemSegEvaluator", "COCOEvaluator", "COCOPanopticEvaluator")
     }
     for name, cls in built.items():
         monkeypatch.setattr(f"pwlu_det.data.evaluators.{name}", cls)
     DatasetCatalog.register("own_panoptic", list)
-    MetadataCatalog.get("own_panoptic").set(evaluator_type="coco_panoptic_seg")
+    MetadataCatalog.get("own_panoptic").set(evaluator_type="coco_panoptic_seg", json_file="x.json")
     evaluator = Trainer.build_evaluator(cfg, "own_panoptic")
     assert isinstance(evaluator, DatasetEvaluators)
     assert [type(e) for e in evaluator._evaluators] == list(built.values())

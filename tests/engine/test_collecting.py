@@ -11,10 +11,21 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from toy import Batches, Toy, images, sgd, train
 
-from pwlu_det import PWLU, TwoPhaseHook
+from pwlu_det import PWLU
 from pwlu_det.activations.pwlu import COLLECTING, LEARNING
 
 GRID = torch.linspace(-12, 12, 4001)[:, None]
+
+
+def save(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    return file
+
+
+def load(file):
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 def collecting_site(channels=1, n=16, **options) -> PWLU:
@@ -179,6 +190,29 @@ def test_checkpoint_of_phase_1_with_changed_parameters_counts_as_trained():
     assert torch.equal(site.points, state["points"])
 
 
+@pytest.mark.parametrize("n", [1, 5, 16])
+@pytest.mark.parametrize("channel_wise", [True, False])
+def test_copy_of_the_parameters_right_after_the_switch_counts_as_trained(n, channel_wise):
+    """Its phase is still I, and its function still ReLU, except in the interval that contains 0."""
+    site = collecting_site(2, n, channel_wise=channel_wise)
+    copied = copy.deepcopy(site)
+    site(torch.tensor([[0.7, 1.0], [2.0, -4.0]]))
+    site.realign()
+    copied.load_state_dict(dict(site.named_parameters()) | dict(copied.named_buffers()))
+    assert not copied.collecting and torch.equal(copied.left_bound, site.left_bound)
+
+
+@pytest.mark.parametrize("n, bound", [(7, 0.1), (10, 3.0), (5, 0.7)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_checkpoint_of_phase_1_in_half_precision(n, bound, dtype):
+    saved = {
+        name: value.to(dtype) for name, value in collecting_site(2, n, init_bound=bound).state_dict().items()
+    }
+    site = collecting_site(2, n, init_bound=bound)
+    site.load_state_dict(saved)
+    assert site.collecting and torch.equal(site(GRID.expand(-1, 2)), GRID.expand(-1, 2).relu())
+
+
 # --- which forwards count -------------------------------------------------------------------------
 
 
@@ -250,6 +284,26 @@ def test_missing_hook_is_a_warning():
         model(images(0))
 
 
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda model: load(save(model))], ids=["copied", "saved"]
+)
+def test_model_taken_from_a_training_and_trained_without_the_hook_is_a_warning(duplicate):
+    model, taken = Toy(), []
+    model.act1.expects_hook = True
+
+    class Take:
+        def __iter__(self):
+            for i, batch in enumerate(Batches()):
+                if i == 2:
+                    taken.append(duplicate(model))
+                yield batch
+
+    train(model, phase1_iters=4, max_iter=4, loader=Take())
+    with pytest.warns(UserWarning, match="no TwoPhaseHook is registered"):
+        taken[0](images(2))
+    assert int(taken[0].act1.num_batches) == 3 and not taken[0].act1.batch_moments
+
+
 def test_registered_hook_gives_no_warning(recwarn):
     model = Toy()
     model.act1.expects_hook = model.act2.expects_hook = True
@@ -261,24 +315,6 @@ def test_training_that_ends_in_phase_1_logs_a_warning(caplog):
     with caplog.at_level("WARNING"):
         train(Toy(), phase1_iters=5, max_iter=3)
     assert "2 sites are still in phase I, and so still ReLU" in caplog.text
-
-
-def test_model_can_be_pickled_during_training():
-    model = Toy()
-    trainer_hook = TwoPhaseHook(5)
-    saved = io.BytesIO()
-
-    class Save:
-        def __iter__(self):
-            for i, batch in enumerate(Batches()):
-                if i == 2:
-                    torch.save(model, saved)
-                yield batch
-
-    train(model, phase1_iters=4, max_iter=4, loader=Save())
-    saved.seek(0)
-    assert torch.load(saved, weights_only=False).act1.collecting
-    assert trainer_hook.phase1_iters == 5
 
 
 def test_building_on_the_meta_device():

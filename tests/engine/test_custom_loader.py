@@ -98,7 +98,7 @@ def test_iterable_dataset(tmp_path, register):
     assert int(load_final(tmp_path / "run")["model"]["backbone.bottom_up.res3.0.act1.num_batches"]) == 4
 
     epochs = ("MODEL.ACTIVATION.PWLU.PHASE1_ITERS", -1)
-    with pytest.raises(pwlu_det.ConfigError, match=r"PHASE1_EPOCHS: the dataset has no length"):
+    with pytest.raises(pwlu_det.ConfigError, match=r"PHASE1_EPOCHS: the data loader has no dataset"):
         pwlu_det.Trainer(make_cfg(tmp_path / "epochs", *options, *epochs))
 
 

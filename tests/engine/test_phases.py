@@ -10,8 +10,9 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 from toy import Batches, Toy, images, parameters, same, sgd, train
 
-from pwlu_det import ConfigError, build_phase_hook
+from pwlu_det import PWLU, ConfigError, build_phase_hook
 from pwlu_det.checkpoint.checkpointer import Checkpointer
+from pwlu_det.engine import phases
 
 
 class Record(HookBase):
@@ -173,6 +174,15 @@ def test_sites_learned_in_a_checkpoint_are_kept_and_only_the_others_run_phase_1(
     assert not torch.equal(record.after[0]["act1.points"], learned.act1.points)  # trained from the start
 
 
+def test_model_without_sites_is_a_warning(caplog):
+    model = Toy()
+    model.requires_grad_(False)
+    model.conv.requires_grad_(True)
+    with caplog.at_level("WARNING"):
+        train(model, phase1_iters=2, max_iter=1)
+    assert "0 of 0 trainable sites collect statistics" in caplog.text
+
+
 def test_frozen_sites_do_not_change():
     model = Toy()
     model.act1.requires_grad_(False)
@@ -279,3 +289,40 @@ def test_phase_1_must_be_shorter_than_training(cfg):
     with pytest.raises(ConfigError, match=r"PHASE1_EPOCHS: .* 50 iterations.*less than SOLVER.MAX_ITER = 50"):
         build_phase_hook(cfg, Loader(100))
     assert build_phase_hook(cfg, Loader(99)).phase1_iters == 49
+
+
+def test_epochs_of_a_loader_without_a_dataset_are_not_counted_in_batches(cfg):
+    cfg.MODEL.ACTIVATION.NAME = "pwlu"
+    with pytest.raises(ConfigError, match="PHASE1_EPOCHS: the data loader has no dataset with a length"):
+        build_phase_hook(cfg, [images(0)] * 100)
+
+
+def test_statistics_are_pooled_in_float64():
+    """In float32, the squares of values far from zero would swallow their variance."""
+    generator = torch.Generator().manual_seed(0)
+    site = PWLU(2)
+    site.begin_collecting()
+    site.defers_update = True
+    parts = [1000 + 0.05 * torch.randn(n, 2, 9, 9, generator=generator) for n in (3, 5)]
+    for x in parts:
+        site(x)
+    mean, std = phases._unpack(phases._pack(site))
+    x = torch.cat(parts).double().numpy()
+    np.testing.assert_allclose(mean, x.mean((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(std, x.std((0, 2, 3)), rtol=1e-2)
+
+
+def test_parameters_are_in_the_groups_again_after_a_step_that_raised():
+    """A caller may save the optimizer's state, or go on training."""
+
+    class Failing(torch.optim.SGD):
+        def step(self, closure=None):
+            assert sum(len(group["params"]) for group in self.param_groups) == 4  # hidden
+            raise RuntimeError("on the way")
+
+    model = Toy()
+    optimizer = Failing(model.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match="on the way"):
+        train(model, phase1_iters=5, max_iter=5, optimizer=optimizer)
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in model.parameters()]
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks

@@ -1,20 +1,29 @@
 """Runs that are resumed within one process; tests/reliability kills and resumes real processes."""
 
 import copy
+import multiprocessing
+import random
+import shutil
+import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from kill_and_resume import differences, load_final
 from small_runs import cut, make_cfg
 
-from pwlu_det import PWLU, CheckpointError, Trainer
+from pwlu_det import PWLU, CheckpointError, ConfigError, Trainer
 from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
 from pwlu_det.checkpoint.checkpointer import Checkpointer, Resumable, find_resumable
-from pwlu_det.engine.resume import describe_changes, settle_seed
+from pwlu_det.engine.resume import ExactResume, describe_changes, settle_seed
+from pwlu_det.engine.run_lock import lock_output_dir
 
 PRECISE_BN = ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2]
 AMP = ["SOLVER.AMP.ENABLED", True]
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
 CLIP_VALUE = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"]
 
 
@@ -131,6 +140,138 @@ def test_config_changes_are_found_at_any_depth():
         f"B.D: 'x' -> {absent}",
         f"B.E: {absent} -> 'x'",
     ]
+
+
+def test_random_numbers_depend_on_the_iteration_and_the_rank(cfg, monkeypatch):
+    cfg.SEED = 3
+    hook = ExactResume(cfg)
+
+    def draw(iteration, rank):
+        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        hook.trainer = SimpleNamespace(iter=iteration)
+        hook.before_step()
+        return float(torch.rand(1)), float(np.random.rand()), random.random()
+
+    numbers = [draw(iteration, rank) for iteration in (0, 1) for rank in (0, 1)]
+    assert all(len(set(column)) == 4 for column in zip(*numbers))
+    assert draw(1, 1) == numbers[-1]
+
+
+@pytest.mark.parametrize(
+    "rank, world_size, saved, expected",
+    [
+        (0, 2, [10.0, 30.0], 10.0),
+        (1, 2, [10.0, 30.0], 30.0),  # not that of rank 0
+        (1, 3, [10.0, 30.0], 20.0),  # another number of processes: the mean
+        (0, 1, [None, 30.0], 30.0),
+        (0, 1, [None], 100.0),  # not RetinaNet
+    ],
+)
+def test_each_rank_gets_its_own_loss_normalizer(cfg, monkeypatch, rank, world_size, saved, expected):
+    monkeypatch.setattr(comm, "get_rank", lambda: rank)
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+    hook, model = ExactResume(cfg), torch.nn.Module()
+    model.loss_normalizer = 100.0
+    hook.trainer = SimpleNamespace(model=model)
+    hook.load_state_dict({"config": "", "loss_normalizers": saved})
+    assert model.loss_normalizer == expected
+    assert hook.state_dict()["loss_normalizers"] == saved
+
+
+@pytest.mark.parametrize("saved", [[float("nan")], [-1.0], [0.0], ["x"], 5.0, [], None])
+def test_damaged_loss_normalizers_are_an_error(cfg, saved):
+    hook = ExactResume(cfg)
+    hook.trainer = SimpleNamespace(model=torch.nn.Module())
+    with pytest.raises(CheckpointError, match="loss_normalizers"):
+        hook.load_state_dict({"config": "", "loss_normalizers": saved})
+
+
+def resumable_with(config) -> Resumable:
+    return Resumable("m.pth", {}, {"trainer": {"hooks": {"ExactResume": {"config": config}}}})
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "x", "1.5", "[1]", "null", "true"])
+def test_seed_out_of_range_in_a_checkpoint(cfg, seed):
+    cfg.SEED = -1
+    with pytest.raises(
+        CheckpointError, match=r"m\.pth: its SEED is .*; it must be an integer from 0 to 2147483647"
+    ):
+        settle_seed(cfg, resumable_with(f"SEED: {seed}"))
+    with pytest.raises(CheckpointError, match="its SEED is None"):
+        settle_seed(cfg, resumable_with("OTHER: 1"))
+
+
+@pytest.mark.parametrize(
+    "config", ["[", "5", None, b"x", BOMB], ids=["brace", "number", "none", "bytes", "aliases"]
+)
+def test_damaged_config_in_a_checkpoint(cfg, config):
+    cfg.SEED = -1
+    with pytest.raises(CheckpointError, match=r"m\.pth has no valid trainer state"):
+        settle_seed(cfg, resumable_with(config))
+
+
+# --- the final checkpoint -------------------------------------------------------------------------
+
+
+def remove(file):
+    file.unlink()
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 8 iterations with checkpoints after iterations 3 and 7."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(make_cfg(folder, "SOLVER.CHECKPOINT_PERIOD", 4))
+    return folder
+
+
+@pytest.mark.parametrize("last", ["model_0000007.pth", "model_final.pth", None])
+@pytest.mark.parametrize("damage", [remove, cut_short])
+def test_final_checkpoint_is_written_again(finished, tmp_path, damage, last, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    damage(folder / "model_final.pth")
+    (folder / "last_checkpoint").unlink()
+    if last:
+        (folder / "last_checkpoint").write_text(last)
+    trainer = train(make_cfg(folder, "SOLVER.CHECKPOINT_PERIOD", 4), resume=True)
+    assert trainer.start_iter == 8  # nothing was trained again
+    assert differences(load_final(finished), load_final(folder)) == []
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_whole_final_checkpoint_is_kept(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = (folder / "model_final.pth").stat()
+    train(make_cfg(folder, "SOLVER.CHECKPOINT_PERIOD", 4), resume=True)
+    after = (folder / "model_final.pth").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_run_is_refused_while_another_one_is_in_its_folder(tmp_path):
+    cfg = make_cfg(tmp_path)
+    process = multiprocessing.get_context("fork").Process(target=lambda: hold(tmp_path))
+    process.start()
+    while not (tmp_path / "locked").exists():
+        time.sleep(0.05)
+    try:
+        with pytest.raises(ConfigError, match="is in use by another run"):
+            train(cfg)
+    finally:
+        process.kill()
+        process.join()
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def hold(folder):
+    with lock_output_dir(str(folder)):
+        (folder / "locked").touch()
+        time.sleep(600)
 
 
 # --- damaged checkpoints --------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_a_worker_that_survives_its_run_does_not_hold_the_lock(tmp_path):
     """Data loader workers are forked from the run, and notice its end a few seconds later."""
     with lock_output_dir(str(tmp_path)):
         here, there = FORK.Pipe()
-        worker = FORK.Process(target=wait, args=(there,))
+        worker = FORK.Process(target=wait, args=(there,), daemon=True)
         worker.start()
     process = FORK.Process(target=try_in_a_new_process, args=(tmp_path,))
     process.start()
@@ -106,3 +106,13 @@ def test_start_of_a_run_removes_the_temporary_files_of_dead_ones(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     with lock_output_dir(str(tmp_path)):
         assert sorted(os.listdir(tmp_path)) == ["mine.0123abcd.tmp", "run.lock"]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_lock_that_is_not_a_regular_file(tmp_path, make):
+    make(tmp_path / "run.lock")
+    with (
+        pytest.raises(ConfigError, match=r"cannot be used: run\.lock in it is not a regular file"),
+        lock_output_dir(str(tmp_path)),
+    ):
+        pass

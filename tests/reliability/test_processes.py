@@ -127,7 +127,26 @@ def test_killed_process_ends_the_run_with_an_error(tmp_path):
     try:
         wait_for_metrics(tmp_path, process)
         os.kill(trainers(process)[1], signal.SIGKILL)
-        assert wait_for_exit(process, cpu_limit=TEARDOWN) != 0
+        assert wait_for_exit(process, cpu_limit=TEARDOWN) == 128 + signal.SIGKILL
         wait_until(lambda: not members(process))
+        assert "train_net.py: error: process 1 was killed by SIGKILL" in output(tmp_path)
+    finally:
+        end(process)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_data_loader_worker_that_is_killed_ends_the_run_with_one_error(tmp_path, processes):
+    process = launch(
+        "tools/train_net.py", tmp_path, *LONG, "DATALOADER.NUM_WORKERS", processes, processes=processes
+    )
+    try:
+        wait_for_metrics(tmp_path, process)
+        trainer = trainers(process)[0] if processes > 1 else process.pid
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(trainer)], capture_output=True, text=True)
+        worker = int(listed.stdout.split()[0])
+        os.kill(worker, signal.SIGKILL)
+        assert wait_for_exit(process, cpu_limit=TEARDOWN) == 1
+        (error,) = (line for line in output(tmp_path).splitlines() if "train_net.py: error: " in line)
+        assert "error: a data loader worker was lost (" in error
     finally:
         end(process)

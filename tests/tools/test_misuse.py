@@ -4,11 +4,13 @@ import json
 import os
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import coco
 import pytest
+import torch
 from detectron2.data import Metadata, MetadataCatalog
 
 from pwlu_det import DatasetError
@@ -52,6 +54,14 @@ MISUSES = {
     "long phase I": (
         [PWLU + "PHASE1_ITERS", 900, "SOLVER.MAX_ITER", 900],
         "PHASE1_ITERS: phase I would last 900 iterations; it must be less than SOLVER.MAX_ITER = 900",
+    ),
+    "learning rate": (["SOLVER.BASE_LR", -0.1], "BASE_LR is -0.1; it must be at least 0 and finite"),
+    "checkpoint period": (["SOLVER.CHECKPOINT_PERIOD", 0], "CHECKPOINT_PERIOD is 0; it must be at least 1"),
+    "workers": (["DATALOADER.NUM_WORKERS", -1], "NUM_WORKERS is -1; it must be at least 0"),
+    "seed": (["SEED", 2**31], "SEED is 2147483648; it must be at most 2147483647, or negative"),
+    "proposals": (
+        ["MODEL.LOAD_PROPOSALS", True],
+        "DATASETS.PROPOSAL_FILES_TRAIN has 0 files; DATASETS.TRAIN has 1 datasets",
     ),
     "negative phase I": ([PWLU + "PHASE1_ITERS", -2], "PHASE1_ITERS is -2; it must be at least 0"),
     "lr factor": (["MODEL.ACTIVATION.LR_FACTOR", -1.0], "LR_FACTOR is -1.0; it must be at least 0"),
@@ -234,6 +244,43 @@ def test_full_disk_during_training_gives_one_clear_error(run_tool, tmp_path):
     last = output.splitlines()[-1]
     assert re.search(r"train_net.py: error: \[Errno 27\] File too large: '.*out/model_0000000.pth'$", last)
     assert not [name for name in os.listdir(tmp_path / "out") if ".pth" in name or name == "last_checkpoint"]
+
+
+def test_unknown_kernels(monkeypatch, capsys):
+    monkeypatch.setenv("PWLU_DET_CPU_KERNELS", "fast")
+    message = "PWLU_DET_CPU_KERNELS is 'fast'; it must be one of avx512, avx2, baseline, none"
+    assert message in run(monkeypatch, capsys, "train_net.py", "--config-file", QUICKSTART).replace("\n", " ")
+
+
+def test_weights_of_which_nothing_fits_cannot_be_evaluated(run_tool, tmp_path):
+    weights = tmp_path / "other.pth"
+    torch.save({"other.weight": torch.ones(3)}, weights)
+    arguments = ("--config-file", QUICKSTART, "--eval-only", "OUTPUT_DIR", tmp_path / "out")
+    output = run_tool("tools/train_net.py", *arguments, "MODEL.WEIGHTS", weights, code=2)
+    assert f"error: {weights} does not fit the model: none of its tensors" in output.splitlines()[-1]
+    assert "Traceback" not in output
+
+
+def test_broken_image_in_a_worker_gives_one_clear_error(run_tool, coco_root, tmp_path):
+    """torch puts the worker's traceback in the message."""
+    config = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_relu.yaml"
+    data = tmp_path / "datasets"
+    shutil.copytree(coco_root, data)
+    for image in (data / "coco/train2017").iterdir():
+        image.write_bytes(b"no image")
+    options = (
+        "DATASETS.TRAIN",
+        "('coco_2017_train',)",
+        "DATASETS.TEST",
+        "()",
+        "MODEL.RETINANET.NUM_CLASSES",
+        80,
+    )
+    options += ("DATALOADER.NUM_WORKERS", 1, "OUTPUT_DIR", tmp_path / "out")
+    arguments = ("--config-file", config, *options)
+    output = run_tool("tools/train_net.py", *arguments, code=2, DETECTRON2_DATASETS=str(data))
+    last = output.splitlines()[-1]
+    assert re.search(r"error: image .*000\.jpg cannot be used: cannot identify image file", last), last
 
 
 EXPORT = {
