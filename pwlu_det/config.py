@@ -56,8 +56,8 @@ def add_pwlu_config(cfg) -> None:
     # ActSemanticSegmentor or ActPanopticFPN.
     node.HEADS = []
     # Whether the blocks of the backbone call a batch norm and the activation after it, with the shortcut
-    # added in between, as one op, which takes less memory and time. It applies on a CPU with kernels, to BN
-    # and FrozenBN; all other norms and activations are called as modules.
+    # added in between, as one op, which takes less memory and time. It applies to devices with kernels for
+    # it, to BN, SyncBN and FrozenBN; all other norms and activations are called as modules.
     node.FUSE_NORM = True
     # Whether FUSE_NORM applies to the ReLUs in converted blocks, too. They are then equal to detectron2's to
     # rounding, not bit for bit.

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from detectron2.layers import FrozenBatchNorm2d
 from norm_modules import CONTENTS, FUSED, arguments_of, assert_equal_traces, build
 from torch import nn
@@ -44,16 +45,35 @@ def test_like_the_modules(name, added, training, calls):
 
 
 @pytest.mark.parametrize("added", CONTENTS)
-def test_frozen_batch_norm(added, calls):
-    model, maps = build(norm=FrozenBatchNorm2d, added=added)
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, torchvision.ops.FrozenBatchNorm2d])
+def test_frozen_batch_norm(norm, added, calls):
+    model, maps = build(norm=norm, added=added)
     assert_equal_traces(model, maps)
     assert len(calls) == 1
 
 
-def test_sync_batch_norm_in_evaluation(calls):
+@pytest.mark.parametrize("training", [True, False])
+def test_sync_batch_norm_of_one_process(training, calls):
     model, maps = build(norm=nn.SyncBatchNorm)
-    assert_equal_traces(model.eval(), maps)
+    assert_equal_traces(model.train(training), maps)
     assert len(calls) == 1
+
+
+def test_fused_calls_between_other_calls():
+    """Autograd may have saved the running statistics that a fused call updates."""
+    model, (x,) = build()
+    first = model[0](x)
+    second = norm_activation(*model[:2], x)
+    (first.sum() + second.sum()).backward()
+
+
+def test_an_eps_of_zero_is_left_to_the_norm(calls):
+    model, maps = build()
+    model[0].eps = 0.0
+    with pytest.raises(ValueError, match="eps"):
+        norm_activation(*model[:2], *maps)
+    assert_equal_traces(model.eval(), maps)
+    assert not calls
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.7, 1.0, None])

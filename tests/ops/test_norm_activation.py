@@ -179,6 +179,16 @@ def test_values_that_are_not_finite_stay_in_their_channel():
     assert case.fused()[0].isnan().sum() == 1
 
 
+@every_activation
+def test_parameters_are_read_at_each_call(activation):
+    """Also if they are written in a way that autograd does not see."""
+    case = make_case(activation, "norm", given=True).leaves(torch.float32)
+    case.fused()
+    for tensor in case.tensors[1:]:
+        tensor.data += 0.25
+    assert_like_steps(case, torch.float32, 1e-4)
+
+
 # --- how it computes ----------------------------------------------------------------------------
 
 
