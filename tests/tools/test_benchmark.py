@@ -18,7 +18,7 @@ from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.activations.registry import ACTIVATIONS, keeps_channels
 from pwlu_det.benchmark import measure as measuring
 from pwlu_det.benchmark import models, networks, ops, suites
-from pwlu_det.benchmark.measure import Clock, Contender, measure, peak_memory, saved_memory
+from pwlu_det.benchmark.measure import Clock, Contender, measure
 from pwlu_det.benchmark.table import table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,36 +195,6 @@ def test_error_names_a_failing_contender():
 
     with pytest.raises(RuntimeError, match="acon failed: no"):
         measure([Contender("acon", (run,), nn.Identity())], Clock("cpu"), max_rounds=2, seconds=0)
-
-
-def test_peak_memory_counts_only_the_run():
-    mib = 2**18  # float32
-    held = [torch.empty(8 * mib)]
-
-    def run(clock):
-        held.clear()  # memory from before the run does not count
-        a = torch.empty(mib)
-        b = torch.empty(2 * mib)
-        del a
-        held.extend([torch.empty(3 * mib), b])
-        return {}
-
-    assert [peak_memory(run, Clock("cpu")) for _ in range(2)] == [5 * 2**20] * 2
-
-
-def test_saved_memory_counts_each_storage_once_and_no_parameters():
-    linear = nn.Linear(1024, 256)  # 1 MiB, and 1 KiB for the bias
-    x = torch.ones(256, 1024, requires_grad=True)  # 1 MiB
-
-    def run(clock):
-        for _ in range(2):
-            y = linear(x)  # saves x
-            y = y.relu()  # saves its result, 0.25 MiB
-            y = y * y[:1]  # saves it again
-            y.sum().backward()
-        return {}
-
-    assert saved_memory(run, Clock("cpu"), linear) == 1.25 * 2**20
 
 
 def test_a_norm_and_an_activation_save_one_tensor(benchmark, capsys):
