@@ -40,7 +40,7 @@ REPORT = "KILL_AND_RESUME_REPORT"  # environment variable with the file descript
 AT_ANY_TIME, AT_WRITE, AT_SWITCH = "at any time", "while a checkpoint is written", "around the switch"
 AT_FINAL, UNTAGGED = "while the final checkpoint is written", "and last_checkpoint is deleted"
 SECOND_RUN = "after a second run in the same folder"
-NUM_KILLS = int(os.environ.get("PWLU_DET_KILLS", 16))
+NUM_KILLS = int(os.environ.get("PWLU_DET_KILLS", 8))
 
 
 @dataclass
