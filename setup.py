@@ -34,7 +34,7 @@ class Unavailable(Exception):
 
 def cpu_extension():
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    sources = ["pwlu_cpu.cpp", "pointwise_cpu.cpp", "frelu_cpu.cpp"]
+    sources = ["pwlu_cpu.cpp", "pointwise_cpu.cpp", "frelu_cpu.cpp", "norm_cpu.cpp"]
     sources += [f"targets/{name}.cpp" for name in ("baseline", *(("avx2", "avx512") if x86 else ()))]
     return cpp_extension.CppExtension(
         CPU,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from importlib import import_module
 
-from pwlu_det.activations import PWLU, build_activation, register_activation
+from pwlu_det.activations import PWLU, build_activation, fuse_norms, register_activation
 from pwlu_det.errors import CheckpointError, ConfigError, DatasetError, PwluDetError
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ __all__ = [
     "DatasetError",
     "PwluDetError",
     "build_activation",
+    "fuse_norms",
     "register_activation",
     *sorted(_NEED_DETECTRON2),
 ]

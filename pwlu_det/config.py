@@ -55,6 +55,13 @@ def add_pwlu_config(cfg) -> None:
     # at POSITIONS. MODEL.META_ARCHITECTURE must then be ActRetinaNet, ActGeneralizedRCNN, ActProposalNetwork,
     # ActSemanticSegmentor or ActPanopticFPN.
     node.HEADS = []
+    # Whether the blocks of the backbone call a batch norm and the activation after it, with the shortcut
+    # added in between, as one op, which takes less memory and time. It applies to devices with kernels for
+    # it, to BN, SyncBN and FrozenBN; all other norms and activations are called as modules.
+    node.FUSE_NORM = True
+    # Whether FUSE_NORM applies to the ReLUs in converted blocks, too. They are then equal to detectron2's to
+    # rounding, not bit for bit.
+    node.FUSE_RELU = False
     # Learning rate of the activations' pointwise parameters, relative to SOLVER.BASE_LR. Convolutions and
     # norms inside F-ReLU and Meta-ACON are trained like all others, except that the convolutions' biases are
     # not decayed.

@@ -129,6 +129,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     model.add_argument("--activations", nargs="+", default=["pwlu"], metavar="NAME", help="(default: pwlu)")
     model.add_argument(
+        "--both",
+        action="store_true",
+        help="each activation also with its norms computed apart, and ReLU also fused with its norms",
+    )
+    model.add_argument(
         "--batch", type=positive_int, help="number of images (default: 2 for a detector, 64 for a classifier)"
     )
     model.add_argument(

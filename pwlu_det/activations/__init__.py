@@ -3,6 +3,7 @@
 from pwlu_det.activations.acon import AconA, AconB, AconC, MetaAcon, Swish
 from pwlu_det.activations.apl import APL
 from pwlu_det.activations.frelu import FReLU
+from pwlu_det.activations.norm_activation import fuse_norms
 from pwlu_det.activations.pau import PAU, RPAU
 from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.activations.rectifiers import Maxout, Mixture, PReLU, SReLU
@@ -36,5 +37,6 @@ __all__ = [
     "Softplus",
     "Swish",
     "build_activation",
+    "fuse_norms",
     "register_activation",
 ]

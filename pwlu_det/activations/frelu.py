@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pwlu_det import ops
-from pwlu_det.activations.modules import is_plain_frozen_norm, is_plain_module
+from pwlu_det.activations.modules import is_plain_frozen_norm, is_plain_module, sync_group, track_statistics
 from pwlu_det.activations.registry import register_activation
 from pwlu_det.ops.library import without_autocast
 
@@ -71,36 +70,15 @@ class FReLU(nn.Module):
         return self.conv.weight * scale.view(-1, 1, 1, 1), bias
 
     def _train(self, x: Tensor) -> Tensor:
-        norm, group = self.norm, _sync_group(self.norm)
+        norm, group = self.norm, sync_group(self.norm)
         parameters = self.conv.weight, self.conv.bias, norm.weight, norm.bias, norm.eps
         if group is None:
             y, mean, var = ops.frelu(x, *parameters)
-            count = torch.tensor(x.numel() // x.shape[1], dtype=torch.float64)
+            count = x.numel() // x.shape[1]
         else:
             y, mean, var, count = ops.frelu_sync(x, *parameters, group)
-        if norm.track_running_stats:
-            _track(norm, mean, var, count)
+        track_statistics(norm, mean, var, count)
         return y
-
-
-@torch.no_grad()
-def _track(norm: _BatchNorm, mean: Tensor, var: Tensor, count: Tensor) -> None:
-    """Update the running statistics, without synchronizing with the GPU."""
-    norm.num_batches_tracked += 1
-    momentum = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-    unbiased = var * (count / (count - 1).clamp(min=1))  # as in torch, which normalizes with the biased one
-    for running, value in (norm.running_mean, mean), (norm.running_var, unbiased):
-        running.mul_(1 - momentum).add_(value * momentum)
-
-
-def _sync_group(norm: nn.Module) -> dist.ProcessGroup | None:
-    """The process group over which the norm pools its statistics, or None if there is only one process."""
-    if not (isinstance(norm, nn.SyncBatchNorm) and norm.training):
-        return None
-    if not (dist.is_available() and dist.is_initialized()):
-        return None
-    group = norm.process_group or dist.group.WORLD
-    return group if dist.get_world_size(group) > 1 else None
 
 
 def _is_plain_convolution(conv: nn.Module) -> bool:

@@ -1,58 +1,106 @@
 """detectron2's ResNet stem, blocks and P6P7 with activation modules instead of inline ReLU calls.
 
 Each class only defines ``forward``: conversion adds the activation modules to a block built by detectron2 and
-then changes the block's class to the one defined here. The shortcut is added in place, as in detectron2. This
-is safe because the output of a convolution or norm is not saved for its own backward.
+then changes the block's class to the one defined here. The norm, the added shortcut and the activation are
+one op where that is possible (:func:`pwlu_det.activations.norm_activation.norm_activation`).
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from detectron2.layers import Conv2d
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, DeformBottleneckBlock
-from torch import Tensor
+from torch import Tensor, nn
+
+from pwlu_det.activations.modules import is_plain_module
+from pwlu_det.activations.norm_activation import norm_activation
 
 
-class ActBasicStem(BasicStem):
+class FusedSites:
+    """A block whose norms and activations are called as one op where possible.
+
+    Attributes:
+        fuse_norm: whether to do so; if False, all modules are called.
+        fuse_relu: whether to do so with ReLU as well, whose values are then equal to rounding only.
+    """
+
+    fuse_norm, fuse_relu = True, False
+
+    def activate(
+        self,
+        conv: nn.Module,
+        activation: nn.Module,
+        x: Tensor,
+        skipped: Tensor | None = None,
+        shortcut: nn.Module | None = None,
+    ) -> Tensor:
+        """``activation(conv(x))``, with ``skipped`` or ``shortcut(skipped)`` added before the activation."""
+        if not (self.fuse_norm and _ends_with_norm(conv)):
+            out = conv(x)
+            if skipped is not None:  # in place, as in detectron2: its layers do not save their output
+                out += skipped if shortcut is None else shortcut(skipped)
+            return activation(out)
+        out, added_norm = _convolve(conv, x), None
+        if shortcut is not None and _ends_with_norm(shortcut):
+            skipped, added_norm = _convolve(shortcut, skipped), shortcut.norm
+        elif shortcut is not None:
+            skipped = shortcut(skipped)
+        return norm_activation(conv.norm, activation, out, skipped, added_norm, self.fuse_relu)
+
+
+def set_fusion(model: nn.Module, fuse_norm: bool, fuse_relu: bool) -> None:
+    """Set these attributes of all converted blocks of a model."""
+    for module in model.modules():
+        if isinstance(module, FusedSites):
+            module.fuse_norm, module.fuse_relu = fuse_norm, fuse_relu
+
+
+def _ends_with_norm(conv: nn.Module) -> bool:
+    """Whether the module is a convolution and then a norm, and nothing else sees what is between them."""
+    seen = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return not seen and is_plain_module(conv, Conv2d) and conv.norm is not None and conv.activation is None
+
+
+def _convolve(conv: Conv2d, x: Tensor) -> Tensor:
+    """The convolution without its norm."""
+    return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+class ActBasicStem(FusedSites, BasicStem):
     """``[B, 3, H, W]`` to ``[B, C, H/4, W/4]``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act1(self.conv1(x))
+        x = self.activate(self.conv1, self.act1, x)
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
-class ActBasicBlock(BasicBlock):
+class ActBasicBlock(FusedSites, BasicBlock):
     """``[B, C_in, H, W]`` to ``[B, C_out, H/stride, W/stride]``, like the blocks below."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.act1(self.conv1(x))
-        out = self.conv2(out)
-        out += x if self.shortcut is None else self.shortcut(x)
-        return self.act2(out)
+        out = self.activate(self.conv1, self.act1, x)
+        return self.activate(self.conv2, self.act2, out, x, self.shortcut)
 
 
-class ActBottleneckBlock(BottleneckBlock):
+class ActBottleneckBlock(FusedSites, BottleneckBlock):
     def forward(self, x: Tensor) -> Tensor:
-        out = self.act1(self.conv1(x))
-        out = self.act2(self.conv2(out))
-        out = self.conv3(out)
-        out += x if self.shortcut is None else self.shortcut(x)
-        return self.act3(out)
+        out = self.activate(self.conv1, self.act1, x)
+        out = self.activate(self.conv2, self.act2, out)
+        return self.activate(self.conv3, self.act3, out, x, self.shortcut)
 
 
-class ActDeformBottleneckBlock(DeformBottleneckBlock):
+class ActDeformBottleneckBlock(FusedSites, DeformBottleneckBlock):
     def forward(self, x: Tensor) -> Tensor:
-        out = self.act1(self.conv1(x))
+        out = self.activate(self.conv1, self.act1, x)
         offset = self.conv2_offset(out)
         if self.deform_modulated:
             offset_x, offset_y, mask = offset.chunk(3, dim=1)
             out = self.conv2(out, torch.cat((offset_x, offset_y), dim=1), mask.sigmoid())
         else:
             out = self.conv2(out, offset)
-        out = self.conv3(self.act2(out))
-        out += x if self.shortcut is None else self.shortcut(x)
-        return self.act3(out)
+        return self.activate(self.conv3, self.act3, self.act2(out), x, self.shortcut)
 
 
 class ActLastLevelP6P7(LastLevelP6P7):

@@ -14,6 +14,7 @@ from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from torch import nn
 
 from pwlu_det.activations import registry
+from pwlu_det.backbone.blocks import set_fusion
 from pwlu_det.backbone.convert import RES5_IN_HEAD, convert_activations, sites_of
 from pwlu_det.backbone.placement import STAGES, get_placement
 from pwlu_det.config import activation_options, architecture, check_architecture
@@ -104,7 +105,7 @@ def _convert(backbone: Backbone, cfg) -> Backbone:
         _warn_of_missing_sites(backbone, cfg, stages)
     if all(stage in node.HEADS for stage in stages):
         return backbone  # only the res5 in the head of a C4 model is to be converted
-    return convert_activations(
+    convert_activations(
         backbone,
         build=partial(build_activation, cfg),
         stages=stages,
@@ -112,6 +113,8 @@ def _convert(backbone: Backbone, cfg) -> Backbone:
         num_frozen=cfg.MODEL.BACKBONE.FREEZE_AT,
         convert_frozen=node.CONVERT_FROZEN,
     )
+    set_fusion(backbone, node.FUSE_NORM, node.FUSE_RELU)
+    return backbone
 
 
 def positions_of(cfg) -> Collection[str]:

@@ -6,14 +6,16 @@ import torch.nn.functional as F
 from detectron2.projects.deeplab.resnet import DeepLabStem
 from torch import Tensor
 
+from pwlu_det.backbone.blocks import FusedSites
 
-class ActDeepLabStem(DeepLabStem):
+
+class ActDeepLabStem(FusedSites, DeepLabStem):
     """``[B, 3, H, W]`` to ``[B, C, H/4, W/4]``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act1(self.conv1(x))
-        x = self.act2(self.conv2(x))
-        x = self.act3(self.conv3(x))
+        x = self.activate(self.conv1, self.act1, x)
+        x = self.activate(self.conv2, self.act2, x)
+        x = self.activate(self.conv3, self.act3, x)
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 

@@ -13,6 +13,7 @@ from detectron2.modeling.meta_arch import (
     SemanticSegmentor,
 )
 
+from pwlu_det.backbone.blocks import set_fusion
 from pwlu_det.backbone.build import build_activation, positions_of
 from pwlu_det.backbone.heads import convert_heads
 
@@ -25,6 +26,7 @@ class _ConvertsHeads:
         node = cfg.MODEL.ACTIVATION
         if node.NAME != "relu":
             convert_heads(self, partial(build_activation, cfg), node.HEADS, positions_of(cfg))
+            set_fusion(self, node.FUSE_NORM, node.FUSE_RELU)
 
 
 @META_ARCH_REGISTRY.register()

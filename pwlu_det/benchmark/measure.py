@@ -7,12 +7,15 @@ import json
 import random
 import tempfile
 import time
+import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 MIN_ROUNDS = 3
 MIN_WARM_UP_ROUNDS = 2
@@ -61,6 +64,8 @@ class Contender:
     name: str
     runs: tuple[Run, ...]
     """all contenders of a table have the same number of runs, which time the same passes"""
+    module: nn.Module
+    """what is run; its parameters and buffers do not count as saved for backward"""
 
 
 @dataclass
@@ -72,6 +77,8 @@ class Result:
     """for each pass, its time in each round in milliseconds"""
     memory: dict[str, int] = field(default_factory=dict)
     """for the first pass of each run, the peak memory of the run in bytes, see :func:`peak_memory`"""
+    saved: dict[str, int] = field(default_factory=dict)
+    """likewise, what autograd saves for backward in bytes, see :func:`saved_memory`; absent if nothing"""
 
 
 def measure(contenders: Sequence[Contender], clock: Clock, max_rounds: int, seconds: float) -> list[Result]:
@@ -99,9 +106,11 @@ def measure(contenders: Sequence[Contender], clock: Clock, max_rounds: int, seco
             for result, run in order.sample([*zip(results, runs)], len(runs)):
                 for name, milliseconds in _sample(result, run, clock).items():
                     result.times.setdefault(name, []).append(milliseconds)
-        for result, run in zip(results, runs):
+        for result, contender, run in zip(results, contenders, runs):
             first_pass = next(iter(_sample(result, run, clock)))
             result.memory[first_pass] = peak_memory(run, clock)
+            if saved := saved_memory(run, clock, contender.module):
+                result.saved[first_pass] = saved
     return results
 
 
@@ -124,6 +133,41 @@ def peak_memory(run: Run, clock: Clock) -> int:
         events = json.loads(trace.read_text())["traceEvents"]
     events = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
     return _peak([(e["args"]["Addr"], e["args"]["Bytes"]) for e in events])
+
+
+def saved_memory(run: Run, clock: Clock, module: nn.Module) -> int:
+    """The largest size of all tensors that autograd has saved for backward at one time in a run, in bytes.
+
+    Tensors that share a storage count once, and the parameters and buffers of the module not at all.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    uses: Counter[int] = Counter()
+    size = largest = 0
+
+    def pack(tensor: Tensor) -> _Saved:
+        nonlocal size, largest
+        storage, saved = tensor.untyped_storage(), _Saved(tensor)
+        at, num_bytes = storage.data_ptr(), storage.nbytes()
+        if at not in own:
+            size += 0 if uses[at] else num_bytes
+            uses[at] += 1
+            largest = max(largest, size)
+            weakref.finalize(saved, release, at, num_bytes)
+        return saved
+
+    def release(at: int, num_bytes: int) -> None:
+        nonlocal size
+        uses[at] -= 1
+        size -= 0 if uses[at] else num_bytes
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        run(clock)
+    return largest
+
+
+@dataclass(eq=False)
+class _Saved:
+    tensor: Tensor
 
 
 def _peak(events: Sequence[tuple[int, int]]) -> int:

@@ -46,6 +46,16 @@ def phases(activation: str) -> dict[str, int | None]:
     return {"pwlu, phase I": sys.maxsize, "pwlu, phase II": 1}
 
 
+def variants(activation: str, both: bool) -> dict[str, bool]:
+    """What is added to the names of an activation's rows, and whether norms are fused with it.
+
+    By default, all activations but ReLU are, as in a detector; with ``both``, there are rows of either kind.
+    """
+    if activation == "relu":
+        return {"": False, **({", fused": True} if both else {})}
+    return {"": True, **({", not fused": False} if both else {})}
+
+
 def model_contender(name: str, trainee: Trainee, phase1_iters: int | None) -> Contender:
     """A contender that times detectron2's training step, including this package's hooks, and inference.
 
@@ -81,11 +91,13 @@ def model_contender(name: str, trainee: Trainee, phase1_iters: int | None) -> Co
             model(inputs)
             return {"inference": (begin, clock.mark())}
 
-    return Contender(name, (train, infer))
+    return Contender(name, (train, infer), model)
 
 
-def detector(cfg, activation: str, batch: int, height: int, width: int) -> Trainee:
+def detector(cfg, activation: str, fuse: bool, batch: int, height: int, width: int) -> Trainee:
     """Build the detector of a config with another activation, and synthetic images of ``height`` x ``width``.
+
+    ``fuse`` says whether norms and activations, including ReLU, are one op.
 
     Raises:
         ConfigError: the config does not allow the activation.
@@ -93,6 +105,7 @@ def detector(cfg, activation: str, batch: int, height: int, width: int) -> Train
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ACTIVATION.NAME = activation
+    cfg.MODEL.ACTIVATION.FUSE_NORM = cfg.MODEL.ACTIVATION.FUSE_RELU = fuse
     cfg.SOLVER.BASE_LR = LEARNING_RATE
     check_config(cfg)
     torch.manual_seed(0)

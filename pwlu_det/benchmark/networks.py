@@ -11,7 +11,7 @@ from torchvision.models import mobilenet_v3_small, resnet18
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops.misc import Conv2dNormActivation
 
-from pwlu_det.activations import build_activation
+from pwlu_det.activations import build_activation, fuse_norms
 from pwlu_det.benchmark.models import LEARNING_RATE, Trainee
 
 NETWORKS = {"resnet18": resnet18, "mobilenet_v3_small": mobilenet_v3_small}
@@ -21,8 +21,12 @@ AS_PUBLISHED = "as published"
 """Name of the row with the network's original activations (MobileNetV3 has ReLU and h-swish)."""
 
 
-def network(name: str, activation: str, batch: int, height: int, width: int, device: str) -> Trainee:
+def network(
+    name: str, activation: str, fuse: bool, batch: int, height: int, width: int, device: str
+) -> Trainee:
     """Build a classifier with random weights, noise images, and the paper's optimizer (SGD, momentum 0.9).
+
+    ``fuse`` says whether norms and activations, including ReLU, are one op.
 
     Raises:
         ValueError: the network or the activation is unknown.
@@ -36,6 +40,8 @@ def network(name: str, activation: str, batch: int, height: int, width: int, dev
     model = _Classifier(net).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
     images = torch.randn(batch, 3, height, width, device=device)
+    if fuse:
+        fuse_norms(net, images[:1], fuse_relu=True)
     labels = torch.randint(1000, (batch,), device=device)
     return Trainee(model, optimizer, (images, labels))
 

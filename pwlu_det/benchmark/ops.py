@@ -14,17 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from pwlu_det.activations.frelu import FReLU
+from pwlu_det.activations.norm_activation import norm_activation
 from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.activations.registry import ACTIVATIONS, build_activation, keeps_channels
 from pwlu_det.benchmark.measure import Clock, Contender, Run
 from pwlu_det.ops import reference
 
 BASELINE = "torch.relu"
+FUSED = ("apl", "acon_a", "acon_b", "acon_c", "mixture", "pau", "prelu", "pwlu", "slaf", "srelu", "swish")
+"""The activations that are compared as one op with a norm."""
 
 LEGEND = """Rows are named as in `MODEL.ACTIVATION.NAME`. In addition, `torch.*` are torch's own modules;
 `pwlu:fallback` is PWLU without its kernels; `pwlu:plain-torch` is PWLU written in a few lines of torch, with
 autograd; `pwlu:compile` is the same under torch.compile; `frelu:plain-torch` is F-ReLU as three torch ops;
-and `frelu:conv` is the first of these, the depthwise convolution."""
+and `frelu:conv` is the first of these, the depthwise convolution. `norm+relu` is torch's batch norm and its
+ReLU in place, as in detectron2; `norm+NAME` are the same norm and an activation as one op, and
+`norm+pwlu:steps` and `norm+relu:fused` are the other way round."""
 
 PEERS: dict[str, tuple[str, Callable[[ModuleType, int, str], nn.Module]]] = {
     "rational_activations": (
@@ -67,6 +72,17 @@ def builders(setting: Setting) -> dict[str, Callable[[int], nn.Module]]:
     table["pwlu:compile"] = partial(_compiled_pwlu, num_intervals=n)
     table["frelu:plain-torch"] = _PlainFReLU
     table["frelu:conv"] = lambda num_channels: FReLU(num_channels).conv
+    table["norm+relu"] = lambda num_channels: nn.Sequential(
+        nn.BatchNorm2d(num_channels), nn.ReLU(inplace=True)
+    )
+    table["norm+relu:fused"] = lambda num_channels: _Normed(nn.ReLU(), num_channels)
+    for name in FUSED:
+        table[f"norm+{name}"] = lambda num_channels, name=name: _Normed(
+            table[name](num_channels), num_channels
+        )
+    table["norm+pwlu:steps"] = lambda num_channels: nn.Sequential(
+        nn.BatchNorm2d(num_channels), table["pwlu"](num_channels)
+    )
     for name in installed_peers():
         module, build = PEERS[name]
         table[name] = lambda num_channels, module=module, build=build: build(
@@ -97,7 +113,7 @@ def _contender(name: str, module: nn.Module, x: Tensor) -> Contender:
     module.to(x.device)
     if x.dtype == torch.float64:
         module.double()
-    return Contender(name, (_inference(module, x), _training(module, x)))
+    return Contender(name, (_inference(module, x), _training(module, x)), module)
 
 
 def _inference(module: nn.Module, x: Tensor) -> Run:
@@ -141,6 +157,17 @@ def _autocast(x: Tensor):
     if x.dtype in (torch.float16, torch.bfloat16):
         return torch.autocast(x.device.type, x.dtype)
     return contextlib.nullcontext()
+
+
+class _Normed(nn.Module):
+    """A batch norm and an activation as one op."""
+
+    def __init__(self, activation: nn.Module, num_channels: int):
+        super().__init__()
+        self.norm, self.activation = nn.BatchNorm2d(num_channels), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return norm_activation(self.norm, self.activation, x, fuse_relu=True)
 
 
 class _PWLUBy(PWLU):

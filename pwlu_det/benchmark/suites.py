@@ -100,8 +100,11 @@ def model_tables(args: argparse.Namespace) -> Iterator[str]:
         height, width = args.image_size or (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         batch = args.batch or 2
         contenders = [
-            models.model_contender(row, models.detector(cfg, name, batch, height, width), phase1_iters)
+            models.model_contender(
+                row + suffix, models.detector(cfg, name, fuse, batch, height, width), phase1_iters
+            )
             for name in activations
+            for suffix, fuse in models.variants(name, args.both).items()
             for row, phase1_iters in models.phases(name).items()
         ]
         yield _model_table(args, Path(path).stem, (batch, height, width), contenders)
@@ -109,10 +112,15 @@ def model_tables(args: argparse.Namespace) -> Iterator[str]:
         height, width = args.image_size or (224, 224)
         size = (args.batch or 64, height, width)
         contenders = [
-            models.model_contender(row, networks.network(network, name, *size, args.device), phase1_iters)
-            for name in [*activations, networks.AS_PUBLISHED]
+            models.model_contender(
+                row + suffix, networks.network(network, name, fuse, *size, args.device), phase1_iters
+            )
+            for name in activations
+            for suffix, fuse in models.variants(name, args.both).items()
             for row, phase1_iters in models.phases(name).items()
         ]
+        stock = networks.network(network, networks.AS_PUBLISHED, False, *size, args.device)
+        contenders.append(models.model_contender(networks.AS_PUBLISHED, stock, None))
         yield _model_table(args, network, size, contenders)
 
 

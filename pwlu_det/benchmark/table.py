@@ -29,7 +29,8 @@ CPU memory: {memory}, {MEMORY_MODES[memory]}.
 
 Times are medians (lower to upper quartile) in milliseconds. Contenders take turns; ÷ is the time divided by
 that of the first row in the same round, as the median over all rounds. MiB is the peak memory of the pass,
-not counting memory that was in use before it.
+not counting memory that was in use before it; saved MiB is what autograd keeps for backward, without
+parameters and buffers.
 """
 
 
@@ -40,6 +41,7 @@ def table(title: str, results: Sequence[Result]) -> str:
     for name in baseline.times:
         columns += [f"{name}, ms", "÷"]
     columns += [f"{name}, MiB" for name in baseline.memory]
+    columns += [f"{name}, saved MiB" for name in baseline.saved]
     rows = [columns, ["---"] * len(columns), *(_cells(result, baseline) for result in results)]
     rounds = len(next(iter(baseline.times.values())))
     lines = [f"### {title}, {rounds} rounds", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
@@ -64,7 +66,8 @@ def _cells(result: Result, baseline: Result) -> list[str]:
     for name, times in result.times.items():
         low, median, high = map(_digits, statistics.quantiles(times, n=4, method="inclusive"))
         cells += [f"{median} ({low} to {high})", _digits(ratio(times, baseline.times[name]))]
-    return cells + [f"{size / 2**20:.1f}" for size in result.memory.values()]
+    sizes = [*result.memory.values(), *(result.saved.get(name, 0) for name in baseline.saved)]
+    return cells + [f"{size / 2**20:.1f}" for size in sizes]
 
 
 def _digits(value: float) -> str:

@@ -124,8 +124,9 @@ inline void check_tensors(const char* op, const std::vector<Argument>& arguments
   }
 }
 
-inline void check_eps(const char* op, double eps) {
-  TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0, op, ": eps is ", eps, "; it must be finite and not negative");
+inline void check_eps(const char* op, double eps, const char* name = "eps") {
+  TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0, op, ": ", name, " is ", eps,
+                    "; it must be finite and not negative");
 }
 
 // Checks the arguments of an op, then calls its function.

@@ -40,6 +40,24 @@ struct PointwiseRow;
 PWLU_FORALL_POINTWISE(PWLU_ROW)
 #undef PWLU_ROW
 
+// Each parameter as [coefficients, channels].
+template <typename Row>
+ParameterRows rows_of(ParameterRows parameters) {
+  int64_t size = 0;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    Tensor& row = parameters[i];
+    // [channels], [coefficients, channels], or [channels, coefficients]
+    row = row.dim() == 1 ? row.unsqueeze(0) : Argument(Row::kParameters[i], row).shape[0] == 'S' ? row : row.t();
+    size += row.size(0);
+  }
+  TORCH_CHECK_VALUE(size <= kMaxParameters, Row::kForward.op, ": there are ", size,
+                    " parameters for each channel; at most ", kMaxParameters, " are allowed");
+  constexpr int kSize = Row::Formula::kSize;
+  TORCH_INTERNAL_ASSERT(kSize == 0 || size == kSize, Row::kForward.op, " has ", size,
+                        " parameters in pointwise_list.h, and its formula has ", kSize);
+  return parameters;
+}
+
 template <size_t>
 using TensorAt = Tensor;
 
@@ -51,7 +69,7 @@ struct PointwiseOp<Backend, kActivation, std::index_sequence<I...>> {
   using Row = PointwiseRow<kActivation>;
 
   static Tensor forward(const Tensor& x, const TensorAt<I>&... parameters) {
-    return Backend::forward(kActivation, x, rows_of({parameters...}));
+    return Backend::forward(kActivation, x, rows_of<Row>({parameters...}));
   }
 
   static std::tuple<Tensor, TensorAt<I>...> backward(const Tensor& grad, const Tensor& x,
@@ -60,30 +78,12 @@ struct PointwiseOp<Backend, kActivation, std::index_sequence<I...>> {
     const auto [with_x, with_parameters] = output_mask;
     const std::array<Tensor, sizeof...(I)> all{with_parameters ? at::empty(parameters.sizes(), parameters.options())
                                                                : not_computed(parameters)...};
-    const ParameterRows gradients = with_parameters ? rows_of({all[I]...}) : ParameterRows();
+    const ParameterRows gradients = with_parameters ? rows_of<Row>({all[I]...}) : ParameterRows();
     Tensor grad_x;
     if (with_x || with_parameters) {
-      grad_x = Backend::backward(kActivation, grad, x, rows_of({parameters...}), with_x, gradients);
+      grad_x = Backend::backward(kActivation, grad, x, rows_of<Row>({parameters...}), with_x, gradients);
     }
     return {with_x ? grad_x : not_computed(x), all[I]...};
-  }
-
- private:
-  // Each parameter as [coefficients, channels].
-  static ParameterRows rows_of(ParameterRows parameters) {
-    int64_t size = 0;
-    for (size_t i = 0; i < parameters.size(); ++i) {
-      Tensor& row = parameters[i];
-      // [channels], [coefficients, channels], or [channels, coefficients]
-      row = row.dim() == 1 ? row.unsqueeze(0) : Argument(Row::kParameters[i], row).shape[0] == 'S' ? row : row.t();
-      size += row.size(0);
-    }
-    TORCH_CHECK_VALUE(size <= kMaxParameters, Row::kForward.op, ": there are ", size,
-                      " parameters for each channel; at most ", kMaxParameters, " are allowed");
-    constexpr int kSize = Row::Formula::kSize;
-    TORCH_INTERNAL_ASSERT(kSize == 0 || size == kSize, Row::kForward.op, " has ", size,
-                          " parameters in pointwise_list.h, and its formula has ", kSize);
-    return parameters;
   }
 };
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pwlu_det.ops.derivatives import is_transformed, needed_outputs, only_needed, vjp
 from pwlu_det.ops.frelu import plain_frelu
+from pwlu_det.ops.pooling import pool
 
 
 def frelu_sync(
@@ -38,7 +39,7 @@ class _SyncFrelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, norm_weight, norm_bias, eps, group):
         conv, mean, var = torch.ops.pwlu_det.frelu_convolve(x, weight, bias)
-        count, mean, var = _pool(x.numel() // x.shape[1], mean, var, group)
+        count, mean, var = pool(x.numel() // x.shape[1], mean, var, group)
         y = torch.ops.pwlu_det.frelu_normalise(x, conv, mean, var, norm_weight, norm_bias, eps)
         ctx.save_for_backward(x, conv, mean, var, weight, bias, norm_weight, norm_bias, count)
         ctx.eps, ctx.group = eps, group
@@ -67,43 +68,10 @@ def _plain(x, weight, bias, norm_weight, norm_bias, eps, group):
     """:func:`frelu_sync` for autograd to differentiate."""
     count = x.numel() // x.shape[1]
 
-    def pool(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    def pooled(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal count
-        count, mean, var = _pool(count, mean, var, group)
+        count, mean, var = pool(count, mean, var, group)
         return mean, var
 
-    y, _, mean, var = plain_frelu(x, weight, bias, norm_weight, norm_bias, eps, pool)
+    y, _, mean, var = plain_frelu(x, weight, bias, norm_weight, norm_bias, eps, pooled)
     return y, mean, var, count
-
-
-class _AllReduce(torch.autograd.Function):
-    """The sum over the processes of a group, differentiable any number of times."""
-
-    @staticmethod
-    def forward(values, group):
-        total = values.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, ctx.group = inputs
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _AllReduce.apply(grad, ctx.group), None
-
-    @staticmethod
-    def jvp(ctx, tangent, _group):
-        return _AllReduce.apply(tangent, ctx.group)
-
-
-def _pool(count: int, mean: Tensor, var: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and variance over all processes, from summed counts, sums and sums of squares."""
-    wide = mean.double()
-    sums = count * torch.cat([torch.ones_like(wide[:1]), wide, var + wide**2])
-    sums = _AllReduce.apply(sums, group)
-    total = sums[0].clamp(min=1)  # the batches of all processes may be empty
-    pooled_mean, mean_square = (sums[1:] / total).chunk(2)
-    pooled_var = (mean_square - pooled_mean**2).clamp(min=0)
-    return total, pooled_mean.to(mean.dtype), pooled_var.to(var.dtype)

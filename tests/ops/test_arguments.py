@@ -51,6 +51,8 @@ def test_wrong_tensor_raises_an_error_that_names_it(op, device):
         if not torch.is_tensor(value) or name == "seed":
             continue
         for what, wrong in wrong_tensors(name, value, device):
+            if len(right) == 1 and what == "shape" and wrong.dim() > 1:
+                continue  # it is only wrong beside other arguments
             case = f"{name}: {what} {list(wrong.shape)} {wrong.dtype} {wrong.device} {wrong.layout}"
             with pytest.raises(ValueError, match=f"^{op}: .*{what}") as error:
                 overload(op)(*{**right, name: wrong}.values())

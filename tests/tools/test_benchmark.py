@@ -18,7 +18,7 @@ from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.activations.registry import ACTIVATIONS, keeps_channels
 from pwlu_det.benchmark import measure as measuring
 from pwlu_det.benchmark import models, networks, ops, suites
-from pwlu_det.benchmark.measure import Clock, Contender, measure, peak_memory
+from pwlu_det.benchmark.measure import Clock, Contender, measure
 from pwlu_det.benchmark.table import table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +82,8 @@ def test_op_has_every_activation_and_consistent_ratios(benchmark, capsys, tmp_pa
     names = [row["activation"] for row in rows]
     assert names[0] == "torch.relu" and len(set(names)) == len(names)
     written = {"pwlu:fallback", "pwlu:plain-torch", "pwlu:compile", "torch.silu", "torch.prelu"}
-    written |= {"frelu:plain-torch", "frelu:conv"}
+    written |= {"frelu:plain-torch", "frelu:conv", "norm+relu", "norm+relu:fused", "norm+pwlu:steps"}
+    written |= {f"norm+{name}" for name in ops.FUSED}
     registered = set(filter(keeps_channels, ACTIVATIONS))
     assert set(names) == {"torch.relu", *written, *registered, *ops.installed_peers()}
     check_ratios(rows, ("forward", "forward + backward", "backward"))
@@ -132,7 +133,7 @@ def test_model_has_both_phases_and_consistent_ratios(benchmark, capsys):
 
 @pytest.mark.parametrize("row, collecting", [("pwlu, phase I", True), ("pwlu, phase II", False)])
 def test_each_row_is_measured_in_the_phase_it_names(row, collecting):
-    trainee = networks.network("mobilenet_v3_small", "pwlu", 2, 32, 32, "cpu")
+    trainee = networks.network("mobilenet_v3_small", "pwlu", True, 2, 32, 32, "cpu")
     contender = models.model_contender(row, trainee, models.phases("pwlu")[row])
     measure([contender], Clock("cpu"), max_rounds=2, seconds=0)
     sites = [m for m in trainee.model.modules() if isinstance(m, PWLU)]
@@ -147,7 +148,7 @@ def test_mask_rcnn_trains_with_either_mask_format(cfg):
     set_detector(cfg, "mask_rcnn")
     for mask_format in ("polygon", "bitmask"):
         cfg.INPUT.MASK_FORMAT = mask_format
-        trainee = models.detector(cfg, "swish", 1, 64, 64)
+        trainee = models.detector(cfg, "swish", True, 1, 64, 64)
         (result,) = measure([models.model_contender("swish", trainee, None)], Clock("cpu"), 2, 0)
         assert list(result.times) == ["training step", "inference"]
         assert [p.grad for p in trainee.model.parameters() if p.grad is None] == []
@@ -169,7 +170,7 @@ class Script:
             self.log.append(name)
             return {"pass": (0, next(times))}
 
-        return Contender(name, (run,))
+        return Contender(name, (run,), nn.Identity())
 
     def milliseconds(self, begin, end):
         return end - begin
@@ -177,7 +178,7 @@ class Script:
 
 def test_ratios_are_medians_over_rounds_of_interleaved_contenders(monkeypatch):
     monkeypatch.setattr(measuring, "_page_faults", lambda: 0)  # two rounds of warm-up
-    warm_up, last = [7, 7], [7, 7]  # the last two runs measure memory
+    warm_up, last = [7, 7], [7, 7, 7]  # the last three runs measure memory
     script = Script({"a": [*warm_up, 1, 10, 100, *last], "b": [*warm_up, 5, 20, 100, *last]})
     results = measure([script.contender(name) for name in "ab"], script, max_rounds=3, seconds=1e9)
     assert [r.times["pass"] for r in results] == [[1, 10, 100], [5, 20, 100]]
@@ -193,22 +194,26 @@ def test_error_names_a_failing_contender():
         raise ZeroDivisionError("no")
 
     with pytest.raises(RuntimeError, match="acon failed: no"):
-        measure([Contender("acon", (run,))], Clock("cpu"), max_rounds=2, seconds=0)
+        measure([Contender("acon", (run,), nn.Identity())], Clock("cpu"), max_rounds=2, seconds=0)
 
 
-def test_peak_memory_counts_only_the_run():
-    mib = 2**18  # float32
-    held = [torch.empty(8 * mib)]
+def test_a_norm_and_an_activation_save_one_tensor(benchmark, capsys):
+    rows = "norm+relu", "norm+pwlu", "norm+pwlu:steps"
+    benchmark("op", "--shapes", "2,16,64,64", "--baseline", rows[0], "--contenders", *rows, *QUICK)
+    ((_, table),) = parse(capsys.readouterr().out).items()
+    saved = {row["activation"]: row["forward + backward, saved MiB"] for row in table}
+    assert saved == {"norm+relu": "1.0", "norm+pwlu": "0.5", "norm+pwlu:steps": "1.0"}
 
-    def run(clock):
-        held.clear()  # memory from before the run does not count
-        a = torch.empty(mib)
-        b = torch.empty(2 * mib)
-        del a
-        held.extend([torch.empty(3 * mib), b])
-        return {}
 
-    assert [peak_memory(run, Clock("cpu")) for _ in range(2)] == [5 * 2**20] * 2
+@pytest.mark.parametrize("network", [False, True])
+def test_models_with_and_without_fused_norms(benchmark, capsys, network):
+    model = ("--network", "resnet18") if network else ("--config-file", QUICKSTART)
+    size = ("--batch", 1, "--image-size", 64, 64)
+    benchmark("model", *model, *size, "--activations", "swish", "--both", *QUICK)
+    ((_, rows),) = parse(capsys.readouterr().out).items()
+    saved = {row["activation"]: float(row["training step, saved MiB"]) for row in rows}
+    assert list(saved) == ["relu", "relu, fused", "swish", "swish, not fused"] + ["as published"] * network
+    assert saved["relu, fused"] <= saved["swish"] <= saved["relu"] * 1.02 < saved["swish, not fused"]
 
 
 @pytest.mark.parametrize("function", [ops.plain_pwlu, ops._Fallback.apply], ids=["plain", "fallback"])

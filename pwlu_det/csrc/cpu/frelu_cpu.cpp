@@ -15,10 +15,6 @@
 namespace pwlu {
 namespace {
 
-NormValues norm_values(const Tensor& mean, const Tensor& var, const Tensor& weight, const Tensor& bias, double eps) {
-  return {doubles(mean), doubles(var), doubles(weight), doubles(bias), eps};
-}
-
 // The steps of the ops, on channels [first, last). The table holds the results of earlier steps that a step needs.
 template <typename T>
 struct Steps {

@@ -4,11 +4,11 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "frelu_kernels.h"
 #include "items.h"
+#include "norm_values.h"
 
 namespace pwlu {
 namespace {
@@ -21,19 +21,6 @@ constexpr int64_t kChannelsAtOnce = 64, kColumnsAtOnce = 84;
 // The approximate number of elements in a block, and its minimum number of rows: each block has to recompute one row
 // above it and one below it.
 constexpr int64_t kBlockSize = 1 << 18, kBlockRows = 16;
-
-std::vector<double> doubles(const Tensor& values) {
-  const Tensor wide = values.to(at::kDouble).contiguous();
-  return {wide.const_data_ptr<double>(), wide.const_data_ptr<double>() + wide.numel()};
-}
-
-// The batch norm of all channels.
-struct NormValues {
-  std::vector<double> mean, var, weight, bias;
-  double eps;
-
-  double rstd(int64_t channel) const { return 1 / std::sqrt(var[channel] + eps); }
-};
 
 // The parameters of all channels, as the kernels read them.
 class FreluTable {
@@ -50,13 +37,13 @@ class FreluTable {
   void set_norm(const NormValues& norm, int64_t first, int64_t last) {
     for (int64_t c = first; c < last; ++c) {
       set(kMean, c, norm.mean[c]);
-      set(kScale, c, norm.weight[c] * norm.rstd(c));
+      set(kScale, c, norm.scale(c));
       set(kBeta, c, norm.bias[c]);
     }
   }
   // Takes the gradients of the norm's weight and bias, divided by the number of elements.
   void set_norm_means(const NormValues& norm, int64_t c, double of_weight, double of_bias) {
-    const double scale = norm.weight[c] * norm.rstd(c);
+    const double scale = norm.scale(c);
     set(kSlope, c, -scale * norm.rstd(c) * of_weight);
     set(kOffset, c, -scale * of_bias);
   }

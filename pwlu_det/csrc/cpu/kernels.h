@@ -2,6 +2,7 @@
 #pragma once
 
 #include "frelu_kernels.h"
+#include "norm_kernels.h"
 #include "pointwise_kernels.h"
 #include "pwlu_kernels.h"
 
@@ -12,6 +13,7 @@ struct Kernels {
   PwluKernels pwlu;
   const AllPointwise* pointwise;  // or null for plain torch, which is vectorized itself
   const FreluKernels* frelu;      // likewise
+  const NormKernels* norm;        // likewise
 };
 
 const Kernels& baseline_kernels();

@@ -7,29 +7,10 @@
 
 #include "dispatch.h"
 #include "items.h"
+#include "pointwise_table.h"
 
 namespace pwlu {
 namespace {
-
-// The parameters by coefficient and channel: [size, channels].
-class ParameterTable {
- public:
-  explicit ParameterTable(const ParameterRows& rows) {
-    std::vector<Tensor> wide;
-    for (const Tensor& row : rows) wide.push_back(row.to(at::kDouble));
-    wide_ = at::constant_pad_nd(at::cat(wide), {0, kLanePadding}).contiguous();
-    narrow_ = wide_.to(at::kFloat);
-  }
-  int size() const { return int(wide_.size(0)); }
-  int64_t channels() const { return wide_.size(1) - kLanePadding; }
-  ChannelParameters of(const Item& item) const {
-    return {item.num_channels, size(), wide_.size(1), narrow_.const_data_ptr<float>() + item.channel,
-            wide_.const_data_ptr<double>() + item.channel};
-  }
-
- private:
-  Tensor wide_, narrow_;
-};
 
 // Calls run(offset, rows, stride) for each part of an item's memory.
 template <typename F>
@@ -53,7 +34,7 @@ struct Cpu {
       auto* to = static_cast<T*>(y.mutable_data_ptr());
       for_items(layout, [&](const Item& item) {
         for_stretches(layout, item, [&](int64_t at, int64_t rows, int64_t stride) {
-          kernels.of<T>().forward(from + at, to + at, rows, stride, table.of(item));
+          kernels.of<T>().forward(from + at, to + at, rows, stride, table.of(item.channel, item.num_channels));
         });
       });
     });
@@ -77,7 +58,8 @@ struct Cpu {
       auto* to = with_x ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr;
       sums = sum_by_channel<double>(layout, table.channels(), width, [&](const Item& item, double* own) {
         for_stretches(layout, item, [&](int64_t at, int64_t rows, int64_t stride) {
-          kernels.of<T>().backward(incoming + at, from + at, advance(to, at), rows, stride, table.of(item), own);
+          kernels.of<T>().backward(incoming + at, from + at, advance(to, at), rows, stride,
+                                   table.of(item.channel, item.num_channels), own);
         });
       });
     });

@@ -50,11 +50,11 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
   const auto format = format_of(x);
   const Tensor dense = x.contiguous(format), g = grad.contiguous(format);
   const Layout layout = layout_of(dense, points.size(0), format);
-  const int64_t count = points.size(0), num_points = points.size(1), bins = num_points + 1;
+  const int64_t count = points.size(0), bins = points.size(1) + 1;
   const int64_t width = with_parameters ? 2 * bins : 0;  // amounts, then moments
   const Tensor grad_x = with_x ? at::empty_like(dense) : Tensor();
-  // The gradients of points, left_bound, right_bound, left_slope and right_slope.
-  const Tensor grads = at::empty({with_parameters ? count : 0, num_points + 4}, at::kDouble);
+  std::vector<Tensor> grads;
+  for (const Tensor& p : {points, left_bound, right_bound, left_slope, right_slope}) grads.push_back(not_computed(p));
 
   with_dtype(x, [&](auto type) {
     if (!output_mask[0] && !output_mask[1]) return;
@@ -79,17 +79,10 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
         run.backward(incoming + at, from + at, advance(to, at), n, functions[item.channel], moments);
       });
     });
-    for (int64_t c = 0; c < grads.size(0); ++c) {
-      double* amount = sums.data() + c * width;
-      finish_gradients(functions[c], Moments{amount, amount + bins}, grads[c].data_ptr<double>());
-    }
+    if (!output_mask[1]) return;
+    grads = finish_gradients(functions, sums.data(), {points, left_bound, right_bound, left_slope, right_slope});
   });
-  const auto gradient = [&](const Tensor& parameter, int64_t first, int64_t size) {
-    return output_mask[1] ? gradient_of(parameter, grads.narrow(1, first, size)) : not_computed(parameter);
-  };
-  return {with_layout_of(x, dense, grad_x),        gradient(points, 0, num_points),
-          gradient(left_bound, num_points, 1),     gradient(right_bound, num_points + 1, 1),
-          gradient(left_slope, num_points + 2, 1), gradient(right_slope, num_points + 3, 1)};
+  return {with_layout_of(x, dense, grad_x), grads[0], grads[1], grads[2], grads[3], grads[4]};
 }
 
 std::tuple<Tensor, Tensor, Tensor> pwlu_phase1_cpu(const Tensor& x, const Tensor& points, const Tensor&,

@@ -6,6 +6,7 @@
 #include <array>
 #include <vector>
 
+#include "../tensors.h"
 #include "pwlu_kernels.h"
 
 namespace pwlu {
@@ -97,13 +98,28 @@ class PwluFunctions {
 
 // Writes the gradients of one channel in the order of the arguments: points (N + 1), then the other four.
 template <typename R>
-void finish_gradients(const PwluFunction<R>& f, const Moments& moments, double* grads) {
+void finish_channel(const PwluFunction<R>& f, const Moments& moments, double* grads) {
   const auto with = [&](const auto& line) {
     const int num_points = f.parameters.num_intervals + 1;
     for (int j = 0; j < num_points; ++j) grads[j] = point_gradient(f.parameters, line, moments, j);
     other_gradients(f.parameters, line, moments, grads + num_points);
   };
   f.fits ? with(f.line) : with(make_line<double>(f.parameters));
+}
+
+// The gradients of the parameters, in the order of the arguments, from the sums over bins of all channels:
+// [channels, 2, N + 2], amounts and moments.
+template <typename R>
+std::vector<at::Tensor> finish_gradients(const PwluFunctions<R>& functions, double* sums, at::TensorList parameters) {
+  const int num_points = functions.num_intervals + 1, bins = functions.bins();
+  const at::Tensor grads = at::empty({functions.count, num_points + 4}, at::kDouble);
+  for (int64_t c = 0; c < functions.count; ++c) {
+    double* amount = sums + c * 2 * bins;
+    finish_channel(functions[c], Moments{amount, amount + bins}, grads[c].template data_ptr<double>());
+  }
+  std::vector<at::Tensor> results{gradient_of(parameters[0], grads.narrow(1, 0, num_points))};
+  for (int i = 1; i < 5; ++i) results.push_back(gradient_of(parameters[i], grads.select(1, num_points + i - 1)));
+  return results;
 }
 
 }  // namespace

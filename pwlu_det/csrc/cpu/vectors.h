@@ -6,10 +6,10 @@
 namespace {
 
 // Calls step(from, count) for each whole vector of n elements, and once more for the remaining elements.
-template <typename Step>
+template <typename V = Vec, typename Step>
 PWLU_INLINE void for_vectors(int64_t n, const Step& step) {
   int64_t i = 0;
-  for (; i + Vec::kSize <= n; i += Vec::kSize) step(i, int(Vec::kSize));
+  for (; i + V::kSize <= n; i += V::kSize) step(i, int(V::kSize));
   if (i < n) step(i, int(n - i));
 }
 

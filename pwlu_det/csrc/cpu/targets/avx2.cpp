@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #pragma GCC target("avx2,fma,f16c")
@@ -17,6 +18,7 @@
 // Use the vectors defined above:
 #include "../frelu_vectors.h"
 #include "../kernels.h"
+#include "../norm_vectors.h"
 #include "../pointwise_vectors.h"
 #include "../pwlu_vectors.h"
 
@@ -25,7 +27,8 @@ namespace pwlu {
 const Kernels& avx2_kernels() {
   static constexpr AllPointwise pointwise = all_pointwise();
   static constexpr FreluKernels frelu = frelu_kernels();
-  static constexpr Kernels kernels{"avx2", pwlu_kernels(), &pointwise, &frelu};
+  static constexpr NormKernels norm = norm_kernels();
+  static constexpr Kernels kernels{"avx2", pwlu_kernels(), &pointwise, &frelu, &norm};
   return kernels;
 }
 

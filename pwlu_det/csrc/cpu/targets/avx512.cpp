@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
@@ -14,6 +15,7 @@
 // Use the vectors defined above:
 #include "../frelu_vectors.h"
 #include "../kernels.h"
+#include "../norm_vectors.h"
 #include "../pointwise_vectors.h"
 #include "../pwlu_vectors.h"
 
@@ -22,7 +24,8 @@ namespace pwlu {
 const Kernels& avx512_kernels() {
   static constexpr AllPointwise pointwise = all_pointwise();
   static constexpr FreluKernels frelu = frelu_kernels();
-  static constexpr Kernels kernels{"avx512", pwlu_kernels(), &pointwise, &frelu};
+  static constexpr NormKernels norm = norm_kernels();
+  static constexpr Kernels kernels{"avx512", pwlu_kernels(), &pointwise, &frelu, &norm};
   return kernels;
 }
 

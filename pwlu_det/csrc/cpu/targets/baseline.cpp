@@ -14,7 +14,7 @@
 namespace pwlu {
 
 const Kernels& baseline_kernels() {
-  static constexpr Kernels kernels{"baseline", pwlu_kernels(), nullptr, nullptr};
+  static constexpr Kernels kernels{"baseline", pwlu_kernels(), nullptr, nullptr, nullptr};
   return kernels;
 }
 
