@@ -86,11 +86,8 @@ class DeferredNorm:
         """The tensor, computed at the first call."""
         if self._tensor is None:
             result, *others = (call.compute() for call in self._calls)
-            for other in (
-                *others,
-                *self._added,
-            ):  # in place, as in detectron2: norms do not save their output
-                result = result.add_(other)
+            for other in (*others, *self._added):
+                result = result.add_(other)  # in place, as in detectron2: norms do not save their output
             self._tensor = result
         return self._tensor
 

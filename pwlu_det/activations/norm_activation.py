@@ -92,7 +92,8 @@ def fuse_norms(model: nn.Module, *example_inputs, fuse_relu: bool = False) -> li
 
     In all cases in which :func:`norm_activation` calls the modules, and if a later call of the model uses the
     output in another way, the norm is computed on its own. Hooks of a module that ends with such a norm, such
-    as an ``nn.Sequential``, get a :class:`~pwlu_det.activations.deferred_norm.DeferredNorm` as its output.
+    as an ``nn.Sequential``, get a :class:`~pwlu_det.activations.deferred_norm.DeferredNorm` as its output. A
+    region of reentrant activation checkpointing must not end between such a norm and its activation.
 
     Args:
         model: a model, with the activations that it will be used with; it is changed in place.
