@@ -131,7 +131,7 @@ def _record_calls(
             with _evaluating(model):
                 model(*example_inputs)
             return calls
-        except Exception:
+        except Exception:  # it may need the tensor of a deferred norm; another error is raised below
             pending = [name for name, own in calls.items() if not all(c.fused or c.called for c in own)]
             if not pending:
                 raise

@@ -100,6 +100,10 @@ def _check(op, x, norm, eps, added, added_eps, activation, parameters, statistic
     )
 
 
+def _check_backward(grad, *arguments) -> None:
+    _check("norm_activation_backward", *arguments, statistics=True, grad=grad)
+
+
 # --- plain torch, for every device without registered kernels -----------------------------------
 
 
@@ -133,12 +137,7 @@ def _fake(x, norm, eps, added, *others):
 def _plain_backward(
     grad, x, norm, eps, added, added_eps, activation, parameters, batch_statistics, output_mask
 ):
-    _check(
-        "norm_activation_backward",
-        *(x, norm, eps, added, added_eps, activation, parameters),
-        statistics=True,
-        grad=grad,
-    )
+    _check_backward(grad, x, norm, eps, added, added_eps, activation, parameters)
     norms, z = apply_norms(x, norm, eps, added, added_eps)
     wide = grad.to(z.dtype)
     if activation in RELU:
@@ -161,12 +160,7 @@ def _plain_backward(
 def _fake_backward(
     grad, x, norm, eps, added, added_eps, activation, parameters, batch_statistics, output_mask
 ):
-    _check(
-        "norm_activation_backward",
-        *(x, norm, eps, added, added_eps, activation, parameters),
-        statistics=True,
-        grad=grad,
-    )
+    _check_backward(grad, x, norm, eps, added, added_eps, activation, parameters)
     with_x, with_parameters = output_mask
     rows = (4 if len(added) > 1 else 2) if with_x else 0
     return (

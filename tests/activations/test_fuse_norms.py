@@ -5,10 +5,11 @@ import io
 
 import pytest
 import torch
+from norm_modules import record_calls
 from torch import nn
 from torchvision.models import mobilenet_v3_small, resnet18
 
-from pwlu_det import PWLU, fuse_norms, ops
+from pwlu_det import PWLU, fuse_norms
 from pwlu_det.activations import Swish
 from pwlu_det.activations import deferred_norm as module
 from pwlu_det.activations.deferred_norm import DeferredNorm, DeferringBatchNorm2d
@@ -23,14 +24,7 @@ X = torch.randn(2, C, 6, 5, generator=torch.Generator().manual_seed(0))
 @pytest.fixture
 def calls(monkeypatch):
     """The activations that the op is called with, and the number of tensors that are added."""
-    seen, op = [], ops.norm_activation
-
-    def counted(x, norm, eps, activation, parameters, added, added_eps):
-        seen.append((activation, len(added)))
-        return op(x, norm, eps, activation, parameters, added, added_eps)
-
-    monkeypatch.setattr(ops, "norm_activation", counted)
-    return seen
+    return record_calls(monkeypatch, lambda activation, added: (activation, len(added)))
 
 
 def make(network, activation=PWLU):

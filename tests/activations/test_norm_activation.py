@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 from detectron2.layers import FrozenBatchNorm2d
-from norm_modules import CONTENTS, FUSED, arguments_of, assert_equal_traces, build
+from norm_modules import CONTENTS, FUSED, arguments_of, assert_equal_traces, build, record_calls
 from torch import nn
 
 from pwlu_det import ops
@@ -25,14 +25,7 @@ def seed():
 @pytest.fixture
 def calls(monkeypatch):
     """The activations that the op is called with."""
-    names, op = [], ops.norm_activation
-
-    def counted(*arguments):
-        names.append(arguments[3])
-        return op(*arguments)
-
-    monkeypatch.setattr(ops, "norm_activation", counted)
-    return names
+    return record_calls(monkeypatch, lambda activation, added: activation)
 
 
 @pytest.mark.parametrize("training", [True, False])

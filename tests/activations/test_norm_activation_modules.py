@@ -4,11 +4,10 @@ import types
 
 import pytest
 import torch
-from norm_modules import CONTENTS, FUSED, C, arguments_of, assert_equal_traces, build, steps
+from norm_modules import CONTENTS, FUSED, C, arguments_of, assert_equal_traces, build, record_calls, steps
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from pwlu_det import ops
 from pwlu_det.activations import ACTIVATIONS, PWLU, build_activation
 from pwlu_det.activations import deferred_norm as module
 from pwlu_det.activations.norm_activation import norm_activation
@@ -24,14 +23,7 @@ def seed():
 @pytest.fixture
 def calls(monkeypatch):
     """The activations that the op is called with."""
-    names, op = [], ops.norm_activation
-
-    def counted(*arguments):
-        names.append(arguments[3])
-        return op(*arguments)
-
-    monkeypatch.setattr(ops, "norm_activation", counted)
-    return names
+    return record_calls(monkeypatch, lambda activation, added: activation)
 
 
 class Doubled(nn.BatchNorm2d):

@@ -6,8 +6,9 @@ from detectors import build, losses_and_gradients, set_detector
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from fvcore.nn.precise_bn import update_bn_stats
+from norm_modules import record_calls
 
-from pwlu_det import PWLU, ops
+from pwlu_det import PWLU
 from pwlu_det.activations import deferred_norm as module
 
 pytestmark = pytest.mark.skipif("cpu" not in module.DEVICES, reason="there are no kernels")
@@ -16,14 +17,7 @@ pytestmark = pytest.mark.skipif("cpu" not in module.DEVICES, reason="there are n
 @pytest.fixture
 def calls(monkeypatch):
     """The activations that the op is called with, and whether a tensor is added."""
-    seen, op = [], ops.norm_activation
-
-    def counted(x, norm, eps, activation, parameters, added, added_eps):
-        seen.append((activation, len(added)))
-        return op(x, norm, eps, activation, parameters, added, added_eps)
-
-    monkeypatch.setattr(ops, "norm_activation", counted)
-    return seen
+    return record_calls(monkeypatch, lambda activation, added: (activation, len(added)))
 
 
 def pair(cfg, make, **activation):

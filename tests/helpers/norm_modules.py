@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from pwlu_det import ops
 from pwlu_det.activations import build_activation
 from pwlu_det.activations.norm_activation import norm_activation
 
 C = 6
 FUSED = ["apl", "acon_a", "acon_b", "acon_c", "mixture", "pau", "prelu", "pwlu", "slaf", "srelu", "swish"]
 CONTENTS = ("nothing", "tensor", "norm")
+
+
+def record_calls(monkeypatch, record: Callable) -> list:
+    """A list to which each call of the op appends ``record(activation, added)``."""
+    calls, op = [], ops.norm_activation
+
+    def recorded(x, norm, eps, activation, parameters, added, added_eps):
+        calls.append(record(activation, added))
+        return op(x, norm, eps, activation, parameters, added, added_eps)
+
+    monkeypatch.setattr(ops, "norm_activation", recorded)
+    return calls
 
 
 def randomised(norm):
