@@ -1,8 +1,8 @@
 """Learned activation functions for detectron2.
 
 Importing this package registers its backbones and datasets with detectron2, and its ops with fvcore's FLOP
-counts. :mod:`pwlu_det.ops` and :mod:`pwlu_det.activations` also work without detectron2; all other public
-names then raise an ImportError.
+counts. :mod:`pwlu_det.ops`, :mod:`pwlu_det.activations` and :mod:`pwlu_det.conversion` also work without detectron2;
+all other public names then raise an ImportError.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 from importlib import import_module
 
 from pwlu_det.activations import PWLU, build_activation, fuse_norms, register_activation
+from pwlu_det.conversion import convert_model
 from pwlu_det.errors import CheckpointError, ConfigError, DatasetError, PwluDetError
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "DatasetError",
     "PwluDetError",
     "build_activation",
+    "convert_model",
     "fuse_norms",
     "register_activation",
     *sorted(_NEED_DETECTRON2),

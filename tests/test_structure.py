@@ -18,7 +18,8 @@ NEED_DETECTRON2 = ("backbone", "engine", "checkpoint", "data")
 OPTIONAL = {"detectron2", "matplotlib", "sklearn", "resource", "yaml"}
 NEED_OPTIONAL = {"pwlu_det.benchmark.models", "pwlu_det.benchmark.networks"}
 # Each layer may import itself and the layers before it.
-LAYERS = ("errors", "ops", "activations", "config", "checkpoint", "data", "backbone", "preflight", "engine")
+LAYERS = ("errors", "ops", "activations", "conversion", "config", "checkpoint", "data", "backbone")
+LAYERS += ("preflight", "engine")
 
 
 def imports(path: Path):
@@ -62,7 +63,7 @@ def test_only_optional_packages_are_imported_inside_functions(name):
         if inside:
             assert top in OPTIONAL or module in NEED_OPTIONAL, f"{name} imports {module} in a function"
             assert top != "detectron2" or layer_of(name) not in NEED_DETECTRON2
-        elif layer_of(name) in ("", "errors", "ops", "activations", "config"):
+        elif layer_of(name) in ("", "errors", "ops", "activations", "conversion", "config"):
             known = (*sys.stdlib_module_names, "torch", "numpy", "pwlu_det")
             assert top in known, f"{name} needs {top}, which is optional there"
 

@@ -128,7 +128,7 @@ def _record_calls(
         for name, norm in norms.items():
             norm.calls = calls[name]
         try:
-            with _evaluating(model):
+            with evaluating(model):
                 model(*example_inputs)
             return calls
         except Exception:  # it may need the tensor of a deferred norm; another error is raised below
@@ -149,7 +149,7 @@ def _restore(norms: Iterable[DeferringNorm]) -> None:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module):
+def evaluating(model: nn.Module):
     """Evaluation mode without gradients; modes and random numbers are then as before."""
     modes = {module: module.training for module in model.modules()}
     try:

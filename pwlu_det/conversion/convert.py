@@ -1,0 +1,210 @@
+"""convert_model(): another activation in any torch model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from pwlu_det.activations import PWLU, build_activation
+from pwlu_det.activations.norm_activation import evaluating
+from pwlu_det.conversion.calls import CallSites, _Dispatching, dispatching
+from pwlu_det.conversion.fit import fit
+from pwlu_det.conversion.record import Place, record
+from pwlu_det.conversion.report import ConversionReport, Site
+from pwlu_det.errors import PwluDetError
+
+_MODULES = (
+    *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.Mish),
+    *(nn.Softplus, nn.Hardtanh, nn.PReLU, nn.RReLU),
+)
+
+
+class ChannelsLast(nn.Module):
+    """An activation for ``[B, C, *]``, applied to ``[B, *, C]``."""
+
+    def __init__(self, activation: nn.Module):
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x.movedim(-1, 1)).movedim(1, -1)
+
+
+class _Original(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.forward = function
+
+
+def convert_model(
+    model: nn.Module, name: str, example_inputs: Any, min_map_size: int = 2, **options: Any
+) -> tuple[nn.Module, ConversionReport]:
+    """Replace the activations of any model, in place.
+
+    The model is called once in evaluation mode, without gradients, to find each line that calls an activation
+    of torch, as a module or as a function. Each gets an activation of its own, for the channels that it
+    has; a line that is called several times, such as that of a head applied to several feature maps, has one.
+    The state dict only gains keys. Batch-norm statistics, modes, random state and ``requires_grad`` stay.
+
+    A new PWLU starts as the activation that it replaces: by least squares over the inputs that the example
+    gives it. Others start as their papers say.
+
+    Activations of inputs whose last dimension holds the channels, ``[B, *, C]``, use that dimension. Which it
+    is follows from the last convolution, norm or linear layer before the activation.
+
+    Args:
+        model: the model. ``torch.compile`` does not support those that call an activation as a function,
+            or one module on several lines.
+        name: a registered activation, such as ``"pwlu"``.
+        example_inputs: the argument, or a tuple of the arguments, of a call that reaches all activations.
+        min_map_size: activations whose maps have no side of at least this size are kept. An input without
+            spatial dimensions has size 1.
+        options: options of the activation, such as ``num_intervals=32``.
+
+    Returns:
+        ``model``, and a report of what was replaced, what was not, and why.
+
+    Raises:
+        PwluDetError: there is nothing to replace, the model has been converted before, or it does not work
+            with activations that are not in place. It is then unchanged.
+    """
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    if any(isinstance(m, (CallSites, _Dispatching)) for m in model.modules()):
+        raise PwluDetError("convert_model: the model has been converted before")
+    places, before = record(model, inputs)
+    names = {module: name for name, module in model.named_modules(remove_duplicate=False)}
+    kept = {id(place): place.obstacle(min_map_size) for place in places}
+    chosen = [place for place in places if not kept[id(place)]]
+    if not chosen:
+        raise PwluDetError(
+            f"convert_model: the model has no activation to replace. {_list(places, names, kept)}"
+        )
+    activations = [_build(name, place, options) for place in chosen]
+    slots, undo = _install(model, places, kept)
+    try:
+        with evaluating(model):
+            between = model(*inputs)
+        if _difference(between, before) not in (None, 0.0):
+            raise PwluDetError(
+                "convert_model: the model's output changes if its activations are not in place: a line reads "
+                "a tensor after an activation has changed it, or the output is random in evaluation mode"
+            )
+    except BaseException:
+        for function in reversed(undo):
+            function()
+        raise
+    report = ConversionReport()
+    for place, activation in zip(chosen, activations):
+        parent, key = slots[id(place)][0]
+        for holder, attribute in slots[id(place)]:
+            setattr(holder, attribute, activation.train(place.owner.training))
+        names = {module: name for name, module in model.named_modules(remove_duplicate=False)}
+        own = f"{names[parent]}.{key}".lstrip(".")
+        report.sites.append(_describe(name, own, place, activation))
+    report.sites += [_kept(place, names, kept) for place in places if kept[id(place)]]
+    report.sites += _unreached(model, places, activations)
+    with evaluating(model):
+        report.output_error = _difference(model(*inputs), before)
+    return model, report
+
+
+def _build(name: str, place: Place, options: dict[str, Any]) -> nn.Module:
+    channels = next(iter(place.shapes))[place.channel_dim]
+    activation = build_activation(name, channels, **options)
+    x = place.inputs()
+    activation.to(x.device, torch.float64 if place.example.dtype == torch.float64 else None)
+    if isinstance(activation, PWLU):
+        fit(activation, place.original, x)
+    return activation if place.channel_dim == 1 else ChannelsLast(activation)
+
+
+def _install(model: nn.Module, places: list[Place], kept: dict[int, str]):
+    """Put the original activations where the new ones will be; returns these places, and how to undo it."""
+    slots: dict[int, list[tuple[nn.Module, str]]] = {}
+    undo: list[Callable[[], None]] = []
+    for module in dict.fromkeys(p.module for p in places if p.module is not None):
+        for owner in dict.fromkeys(p.owner for p in places if p.module is module):
+            own = [p for p in places if p.module is module and p.owner is owner]
+            holders = [(owner, key) for key, child in owner.named_children() if child is module]
+            holders = holders or [
+                (m, k) for m in model.modules() for k, child in m._modules.items() if child is module
+            ]
+            if all(kept[id(p)] for p in own):
+                continue
+            new = [_Original(p.original) for p in own]
+            if len(own) > 1:
+                sites = CallSites(new, [p.path for p in own])
+                slots.update({id(p): [(sites, str(i))] for i, p in enumerate(own)})
+            else:
+                slots[id(own[0])] = holders
+            for holder, key in holders:
+                undo.append(lambda h=holder, k=key, m=module: setattr(h, k, m))
+                setattr(holder, key, sites if len(own) > 1 else new[0])
+    for owner in dict.fromkeys(p.owner for p in places if p.module is None):
+        own = [p for p in places if p.module is None and p.owner is owner]
+        replaced = [p for p in own if not kept[id(p)]]
+        if not replaced:
+            continue
+        sites = CallSites([_Original(p.original) for p in replaced], [p.path for p in replaced])
+        undo.append(lambda o=owner, c=type(owner): _restore(o, c))
+        owner.activation_sites = sites
+        owner.kept_paths = [p.path for p in own if kept[id(p)]]
+        owner.__class__ = dispatching(type(owner))
+        slots.update({id(p): [(sites, str(i))] for i, p in enumerate(replaced)})
+    return slots, undo
+
+
+def _restore(owner: nn.Module, cls: type[nn.Module]) -> None:
+    owner.__class__ = cls
+    del owner.activation_sites, owner.kept_paths
+
+
+def _describe(name: str, own: str, place: Place, activation: nn.Module) -> Site:
+    inner = activation.activation if isinstance(activation, ChannelsLast) else activation
+    x = place.inputs()
+    with torch.no_grad(), evaluating(inner):
+        y, expected = inner(x[None, :, :, None])[0, :, :, 0], place.original(x)
+    error = float((y - expected).norm() / expected.norm().clamp(min=1e-30))
+    fitted = isinstance(inner, PWLU)
+    warning = f"it starts as {name}, not as the {place.function} that was there"
+    warning = "" if fitted or error < 1e-6 else warning
+    return Site(own, place.function, len(x), place.channel_dim, "", warning, error if fitted else None)
+
+
+def _kept(place: Place, names: dict[nn.Module, str], kept: dict[int, str]) -> Site:
+    shape = next(iter(place.shapes))
+    name = names.get(place.module or place.owner, "")
+    return Site(name, place.function, shape[place.channel_dim], place.channel_dim, kept[id(place)])
+
+
+def _list(places: list[Place], names: dict[nn.Module, str], kept: dict[int, str]) -> str:
+    return str(ConversionReport([_kept(place, names, kept) for place in places]))
+
+
+def _unreached(model: nn.Module, places: list[Place], activations: list[nn.Module]) -> list[Site]:
+    new = {m for activation in activations for m in activation.modules()}
+    seen = {place.module for place in places} | new
+    return [
+        Site(name, type(module).__name__, reason="it has parameters or random numbers of its own")
+        if isinstance(module, (nn.PReLU, nn.RReLU))
+        else Site(name, type(module).__name__, reason="the example does not reach it")
+        for name, module in model.named_modules()
+        if isinstance(module, _MODULES) and module not in seen
+    ]
+
+
+def _difference(actual: Any, expected: Any) -> float | None:
+    """The relative difference of two outputs in the Euclidean norm; None if their shapes differ."""
+    pairs = [
+        (a.double(), b.double())
+        for a, b in zip(tree_leaves(actual), tree_leaves(expected))
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and b.is_floating_point()
+    ]
+    if not pairs or any(a.shape != b.shape for a, b in pairs):
+        return None
+    change = sum(float((a - b).square().sum()) for a, b in pairs)
+    return (change / max(sum(float(b.square().sum()) for _, b in pairs), 1e-300)) ** 0.5
