@@ -1,8 +1,8 @@
 """Learned activation functions for detectron2.
 
 Importing this package registers its backbones and datasets with detectron2, and its ops with fvcore's FLOP
-counts. :mod:`pwlu_det.ops`, :mod:`pwlu_det.activations` and :mod:`pwlu_det.conversion` also work without detectron2;
-all other public names then raise an ImportError.
+counts. :mod:`pwlu_det.ops`, :mod:`pwlu_det.activations` and :mod:`pwlu_det.conversion` also work without
+detectron2; all other public names then raise an ImportError.
 """
 
 from __future__ import annotations

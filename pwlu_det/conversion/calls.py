@@ -34,7 +34,7 @@ Path = tuple[int, ...]
 
 
 def caller(frame: FrameType | None) -> tuple[nn.Module | None, Path, FrameType | None]:
-    """The innermost module that is being called, the path from it to ``frame``, and the frame that calls it."""
+    """The innermost module being called, the path from it to ``frame``, and the frame that calls it."""
     path = []
     while frame is not None:
         if frame.f_code is _CALL:
@@ -95,7 +95,7 @@ class _Dispatch(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-class _Dispatching:
+class Dispatching:
     """A module whose forward calls activations as functions; they are now in ``activation_sites``."""
 
     def forward(self, *args, **kwargs):
@@ -110,7 +110,7 @@ class _Dispatching:
 @functools.cache
 def dispatching(cls: type[nn.Module]) -> type[nn.Module]:
     """A subclass that dispatches; it is made anew in the process that loads a pickle."""
-    return type(cls.__name__, (_Dispatching, cls), {"original": cls, "__module__": cls.__module__})
+    return type(cls.__name__, (Dispatching, cls), {"original": cls, "__module__": cls.__module__})
 
 
 def _new(cls: type[nn.Module]) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +10,9 @@ from torch.utils._pytree import tree_leaves
 
 from pwlu_det.activations import PWLU, build_activation
 from pwlu_det.activations.norm_activation import evaluating
-from pwlu_det.conversion.calls import CallSites, _Dispatching, dispatching
+from pwlu_det.conversion.calls import CallSites, Dispatching
 from pwlu_det.conversion.fit import fit
+from pwlu_det.conversion.install import Installation
 from pwlu_det.conversion.record import Place, record
 from pwlu_det.conversion.report import ConversionReport, Site
 from pwlu_det.errors import PwluDetError
@@ -32,12 +32,6 @@ class ChannelsLast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(x.movedim(-1, 1)).movedim(1, -1)
-
-
-class _Original(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]):
-        super().__init__()
-        self.forward = function
 
 
 def convert_model(
@@ -73,94 +67,53 @@ def convert_model(
             with activations that are not in place. It is then unchanged.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if any(isinstance(m, (CallSites, _Dispatching)) for m in model.modules()):
+    if any(isinstance(m, (CallSites, Dispatching)) for m in model.modules()):
         raise PwluDetError("convert_model: the model has been converted before")
     places, before = record(model, inputs)
-    names = {module: name for name, module in model.named_modules(remove_duplicate=False)}
-    kept = {id(place): place.obstacle(min_map_size) for place in places}
-    chosen = [place for place in places if not kept[id(place)]]
+    names = {module: name for name, module in model.named_modules()}
+    kept = [
+        Site(names.get(p.module or p.owner, ""), p.function, p.channels, p.channel_dim, reason)
+        for p in places
+        if (reason := p.obstacle(min_map_size))
+    ]
+    chosen = [place for place in places if not place.obstacle(min_map_size)]
     if not chosen:
-        raise PwluDetError(
-            f"convert_model: the model has no activation to replace. {_list(places, names, kept)}"
-        )
+        raise PwluDetError(f"convert_model: the model has no activation to replace; {ConversionReport(kept)}")
     activations = [_build(name, place, options) for place in chosen]
-    slots, undo = _install(model, places, kept)
+    installation = Installation(model, places, chosen)
     try:
-        with evaluating(model):
-            between = model(*inputs)
-        if _difference(between, before) not in (None, 0.0):
-            raise PwluDetError(
-                "convert_model: the model's output changes if its activations are not in place: a line reads "
-                "a tensor after an activation has changed it, or the output is random in evaluation mode"
-            )
+        _check_same_output(model, inputs, before)
     except BaseException:
-        for function in reversed(undo):
-            function()
+        installation.undo()
         raise
     report = ConversionReport()
     for place, activation in zip(chosen, activations):
-        parent, key = slots[id(place)][0]
-        for holder, attribute in slots[id(place)]:
-            setattr(holder, attribute, activation.train(place.owner.training))
-        names = {module: name for name, module in model.named_modules(remove_duplicate=False)}
-        own = f"{names[parent]}.{key}".lstrip(".")
-        report.sites.append(_describe(name, own, place, activation))
-    report.sites += [_kept(place, names, kept) for place in places if kept[id(place)]]
-    report.sites += _unreached(model, places, activations)
+        installation.put(place, activation.train(place.owner.training))
+        report.sites.append(_describe(name, installation.name(place), place, activation))
+    report.sites += [*kept, *_unreached(model, places, activations)]
     with evaluating(model):
         report.output_error = _difference(model(*inputs), before)
     return model, report
 
 
+def _check_same_output(model: nn.Module, inputs: tuple, expected: Any) -> None:
+    """Check that the original activations give the same output out of place."""
+    with evaluating(model):
+        difference = _difference(model(*inputs), expected)
+    if difference is not None and not difference < 1e-5:
+        raise PwluDetError(
+            "convert_model: the model's output changes if its activations are not in place: a line reads a "
+            "tensor after an activation has changed it, or the output is random, or it is NaN"
+        )
+
+
 def _build(name: str, place: Place, options: dict[str, Any]) -> nn.Module:
-    channels = next(iter(place.shapes))[place.channel_dim]
-    activation = build_activation(name, channels, **options)
+    activation = build_activation(name, place.channels, **options)
     x = place.inputs()
     activation.to(x.device, torch.float64 if place.example.dtype == torch.float64 else None)
     if isinstance(activation, PWLU):
         fit(activation, place.original, x)
     return activation if place.channel_dim == 1 else ChannelsLast(activation)
-
-
-def _install(model: nn.Module, places: list[Place], kept: dict[int, str]):
-    """Put the original activations where the new ones will be; returns these places, and how to undo it."""
-    slots: dict[int, list[tuple[nn.Module, str]]] = {}
-    undo: list[Callable[[], None]] = []
-    for module in dict.fromkeys(p.module for p in places if p.module is not None):
-        for owner in dict.fromkeys(p.owner for p in places if p.module is module):
-            own = [p for p in places if p.module is module and p.owner is owner]
-            holders = [(owner, key) for key, child in owner.named_children() if child is module]
-            holders = holders or [
-                (m, k) for m in model.modules() for k, child in m._modules.items() if child is module
-            ]
-            if all(kept[id(p)] for p in own):
-                continue
-            new = [_Original(p.original) for p in own]
-            if len(own) > 1:
-                sites = CallSites(new, [p.path for p in own])
-                slots.update({id(p): [(sites, str(i))] for i, p in enumerate(own)})
-            else:
-                slots[id(own[0])] = holders
-            for holder, key in holders:
-                undo.append(lambda h=holder, k=key, m=module: setattr(h, k, m))
-                setattr(holder, key, sites if len(own) > 1 else new[0])
-    for owner in dict.fromkeys(p.owner for p in places if p.module is None):
-        own = [p for p in places if p.module is None and p.owner is owner]
-        replaced = [p for p in own if not kept[id(p)]]
-        if not replaced:
-            continue
-        sites = CallSites([_Original(p.original) for p in replaced], [p.path for p in replaced])
-        undo.append(lambda o=owner, c=type(owner): _restore(o, c))
-        owner.activation_sites = sites
-        owner.kept_paths = [p.path for p in own if kept[id(p)]]
-        owner.__class__ = dispatching(type(owner))
-        slots.update({id(p): [(sites, str(i))] for i, p in enumerate(replaced)})
-    return slots, undo
-
-
-def _restore(owner: nn.Module, cls: type[nn.Module]) -> None:
-    owner.__class__ = cls
-    del owner.activation_sites, owner.kept_paths
 
 
 def _describe(name: str, own: str, place: Place, activation: nn.Module) -> Site:
@@ -173,16 +126,6 @@ def _describe(name: str, own: str, place: Place, activation: nn.Module) -> Site:
     warning = f"it starts as {name}, not as the {place.function} that was there"
     warning = "" if fitted or error < 1e-6 else warning
     return Site(own, place.function, len(x), place.channel_dim, "", warning, error if fitted else None)
-
-
-def _kept(place: Place, names: dict[nn.Module, str], kept: dict[int, str]) -> Site:
-    shape = next(iter(place.shapes))
-    name = names.get(place.module or place.owner, "")
-    return Site(name, place.function, shape[place.channel_dim], place.channel_dim, kept[id(place)])
-
-
-def _list(places: list[Place], names: dict[nn.Module, str], kept: dict[int, str]) -> str:
-    return str(ConversionReport([_kept(place, names, kept) for place in places]))
 
 
 def _unreached(model: nn.Module, places: list[Place], activations: list[nn.Module]) -> list[Site]:

@@ -38,9 +38,8 @@ class Place:
 
     def obstacle(self, min_map_size: int) -> str:
         """Why it cannot be replaced, or an empty string."""
-        spatial = [
-            [n for i, n in enumerate(shape) if i not in (0, self._dim(shape))] for shape in self.shapes
-        ]
+        channels_at = self.channel_dim
+        spatial = [shape[2:] if channels_at == 1 else shape[1:-1] for shape in self.shapes]
         if max(max(sizes, default=1) for sizes in spatial) < min_map_size:
             return f"its maps are smaller than min_map_size={min_map_size}"
         if len(self.channel_dims) > 1 or None in self.channel_dims:
@@ -49,12 +48,13 @@ class Place:
             return "it is called with different numbers of channels"
         return ""
 
-    def _dim(self, shape: tuple[int, ...]) -> int:
-        return 1 if self.channel_dim == 1 else len(shape) - 1
-
     @property
     def channel_dim(self) -> int:
         return -1 if self.channel_dims == {-1} else 1
+
+    @property
+    def channels(self) -> int:
+        return next(iter(self.shapes))[self.channel_dim]
 
     def inputs(self) -> Tensor:
         """``[C, S]``."""
