@@ -9,7 +9,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 CONFIG = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
-CUSTOM_ACTIVATION, SCRIPT, CUSTOM_MAPPER, CUSTOM_TRAINER = re.findall(
+CUSTOM_ACTIVATION, SCRIPT, CUSTOM_MAPPER, CUSTOM_TRAINER, ANY_MODEL = re.findall(
     r"```python\n(.*?)```", README, re.DOTALL
 )
 SHORT = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.WARMUP_ITERS", 0, "DATASETS.TEST", "()")
@@ -62,3 +62,12 @@ def test_every_file_and_make_target_in_the_readme_exists():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_any_model():
+    variables = {}
+    exec(ANY_MODEL, variables)
+    assert len(variables["report"].replaced) == 33
+    # In squeeze-and-excitation blocks.
+    assert len(variables["report"].kept) == 16
+    assert all("min_map_size" in site.reason for site in variables["report"].kept)

@@ -81,8 +81,8 @@ def _require_channels(cls: type[nn.Module]) -> None:
             raise TypeError(
                 f"{cls.__name__} needs num_channels, the number of channels of its input. If a library takes "
                 f"the class and does not pass it, as timm does with act_layer, build the model with ReLU and "
-                f"replace each ReLU with {cls.__name__}(num_channels); in a detectron2 backbone, use "
-                "pwlu_det.convert_activations"
+                f"replace each ReLU with {cls.__name__}(num_channels), as pwlu_det.convert_model does; in a "
+                "detectron2 backbone, use pwlu_det.convert_activations"
             )
         construct(self, *arguments, **named)
 
