@@ -11,6 +11,8 @@ from pwlu_det.activations.pwlu import PWLU
 
 RIDGE = 1e-6
 """Weight of the interpolating function, which decides where the example has no inputs."""
+MAX_ELEMENTS = 1 << 23
+"""Size of the matrices of a fit, which is done for as many channels at a time."""
 
 
 @torch.no_grad()
@@ -20,6 +22,14 @@ def fit(site: PWLU, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
     The bounds are ``num_sigma`` standard deviations to either side of the mean, but within the inputs.
     """
     x = x.double() if site.channel_wise else x.double().reshape(1, -1)
+    channels = max(MAX_ELEMENTS // (x.shape[1] * (site.num_intervals + 3)), 1)
+    parts = [_solve(site, function, part) for part in x.split(channels)]
+    for parameter, values in zip(site._parameter_list(), zip(*parts)):
+        parameter.copy_(torch.cat(values))
+
+
+def _solve(site: PWLU, function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, ...]:
+    """The parameters of some channels, in the order of the op's arguments."""
     mean, std = x.mean(1), x.std(1, correction=0)
     half = (site.num_sigma * std).clamp(min=site.MIN_REALIGNED_WIDTH / 2)
     left, right = torch.maximum(mean - half, x.amin(1)), torch.minimum(mean + half, x.amax(1))
@@ -38,9 +48,7 @@ def fit(site: PWLU, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
     scale = gram.diagonal(dim1=1, dim2=2).amax(1).clamp(min=1.0)
     gram += RIDGE * scale[:, None, None] * torch.eye(gram.shape[1]).to(x)
     solution = start + torch.linalg.solve(gram, basis.mT @ residual)[..., 0]
-    values = solution[:, :-2], left, right, solution[:, -2], solution[:, -1]
-    for parameter, value in zip(site._parameter_list(), values):
-        parameter.copy_(value)
+    return solution[:, :-2], left, right, solution[:, -2], solution[:, -1]
 
 
 def _basis(x: Tensor, left: Tensor, right: Tensor, n: int) -> Tensor:

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from pwlu_det.activations.norm_activation import evaluating
 from pwlu_det.conversion.calls import FUNCTIONS, Path, caller
 
-NUM_SAMPLES = 512
-"""Inputs per channel and call that are kept."""
+NUM_SAMPLES = 4096
+"""Inputs per channel and call that are kept, at least, if there are as many."""
 
 _FIRST = ("conv", "batch_norm", "group_norm", "instance_norm")
 _LAST = ("linear", "layer_norm", "rms_norm")

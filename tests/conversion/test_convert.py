@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,26 @@ def test_networks(network, number):
     )
     model(x).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_fit_is_that_of_least_squares():
+    """With NumPy, and features that are PWLUs with one parameter at 1 and all others at 0."""
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.BatchNorm1d(1, affine=False), nn.SiLU()).double(),
+        torch.randn(1, 1, 3000).double(),
+    )
+    convert_model(model, "pwlu", x)
+    site = model[1]
+    z = model[0].eval()(x)[0, 0].detach().numpy()
+    left, right = site.left_bound.item(), site.right_bound.item()
+    assert abs(left - (z.mean() - 3 * z.std())) < 1e-5 and abs(right - (z.mean() + 3 * z.std())) < 1e-5
+    knots = np.linspace(left, right, 17)
+    columns = [np.interp(z, knots, row) for row in np.eye(17)]
+    columns += [np.minimum(z - left, 0), np.maximum(z - right, 0)]
+    best, *_ = np.linalg.lstsq(np.stack(columns, 1), z / (1 + np.exp(-z)), rcond=None)
+    own = torch.cat([site.points[0], site.left_slope, site.right_slope]).detach().numpy()
+    np.testing.assert_allclose(own, best, atol=1e-3)
 
 
 def test_copies_and_files():
