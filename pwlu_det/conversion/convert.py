@@ -45,7 +45,8 @@ def convert_model(
     The state dict only gains keys. Batch-norm statistics, modes, random state and ``requires_grad`` stay.
 
     A new PWLU starts as the activation that it replaces: by least squares over the inputs that the example
-    gives it. Others start as their papers say.
+    gives it. Phase I resets it to ReLU, so train without it to keep that start. Others start as their papers
+    say.
 
     Activations of inputs whose last dimension holds the channels, ``[B, *, C]``, use that dimension. Which it
     is follows from the last convolution, norm or linear layer before the activation.
