@@ -209,7 +209,7 @@ std::tuple<Tensor, Tensor> norm_activation_cpu(const Tensor& x, at::TensorList n
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
     using R = Compute<T>;
-    const auto stage = make_stage<R>(a.activation, parameters);
+    const auto stage = make_stage<R>(a.activation, parameters, channels, in.work.channels_last());
     if (x.numel() == 0) return;
     const NormSteps<T> steps{in.work, in.table, *stage, data_of<T>(in.x), data_of<T>(in.added)};
     R* const results = room_of<R>(statistics);
@@ -266,7 +266,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> norm_activation_backward
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
     using R = Compute<T>;
-    const auto stage = make_stage<R>(a.activation, parameters);
+    const auto stage = make_stage<R>(a.activation, parameters, channels, in.work.channels_last());
     const int64_t width = stage->width;
     // By function, or by group if all channels share one.
     const bool shared = stage->functions == 1;

@@ -40,7 +40,7 @@ class Stage {
 template <typename R>
 class ReluStage : public Stage<R> {
  public:
-  explicit ReluStage(at::TensorList parameters) : Stage<R>(1, 0), parameters_(parameters.vec()) {}
+  ReluStage(int64_t channels, at::TensorList parameters) : Stage<R>(channels, 0), parameters_(parameters.vec()) {}
   void forward(const R* z, R* y, int64_t rows, const NormGroup& group) const override {
     kernels().norm->of<R>().relu(z, y, rows * group.channels);
   }
@@ -60,13 +60,15 @@ class ReluStage : public Stage<R> {
 template <typename R>
 class PwluStage : public Stage<R> {
  public:
-  explicit PwluStage(at::TensorList parameters)
+  PwluStage(at::TensorList parameters, bool channels_last)
       : Stage<R>(parameters[0].size(0), 2 * (parameters[0].size(1) + 1)),
         parameters_(parameters.vec()),
-        functions_(parameters) {}
+        functions_(parameters[0], parameters[1], parameters[2], parameters[3], parameters[4]) {
+    if (channels_last && this->functions > 1) functions_.prepare_blocks();
+  }
   void forward(const R* z, R* y, int64_t rows, const NormGroup& group) const override {
     if (is_row(group)) return run_.forward(z, y, rows * group.channels, function(group));
-    run_.forward_block(z, y, rows, group.channels, group.channels, &function(group));
+    run_.forward_block(z, y, rows, group.channels, functions_.block(group.channel, group.channels));
   }
   void backward(const R* grad, const R* z, R* dz, int64_t rows, const NormGroup& group, double* sums) const override {
     Moments of_channels[kBlockChannels];
@@ -77,9 +79,11 @@ class PwluStage : public Stage<R> {
     }
     const Moments* moments = sums ? of_channels : nullptr;
     if (is_row(group)) return run_.backward(grad, z, dz, rows * group.channels, function(group), moments);
-    run_.backward_block(grad, z, dz, rows, group.channels, group.channels, &function(group), moments);
+    run_.backward_block(grad, z, dz, rows, group.channels, functions_.block(group.channel, group.channels), moments);
   }
-  std::vector<Tensor> gradients(double* sums) const override { return functions_.gradients(sums, parameters_); }
+  std::vector<Tensor> gradients(double* sums) const override {
+    return finish_gradients(functions_, sums, parameters_);
+  }
 
  private:
   bool is_row(const NormGroup& group) const { return group.channels == 1 || this->functions == 1; }
@@ -143,11 +147,12 @@ class PointwiseStage : public Stage<R> {
 };
 
 template <typename R>
-std::unique_ptr<Stage<R>> make_stage(std::string_view activation, at::TensorList parameters) {
+std::unique_ptr<Stage<R>> make_stage(std::string_view activation, at::TensorList parameters, int64_t channels,
+                                     bool channels_last) {
   if (activation == "relu" || activation == "pwlu_phase1") {
-    return std::make_unique<ReluStage<R>>(parameters);
+    return std::make_unique<ReluStage<R>>(channels, parameters);
   }
-  if (activation == "pwlu") return std::make_unique<PwluStage<R>>(parameters);
+  if (activation == "pwlu") return std::make_unique<PwluStage<R>>(parameters, channels_last);
 #define PWLU_STAGE(op, ...)                                                                                         \
   if (activation == #op) {                                                                                          \
     return std::make_unique<PointwiseStage<R>>(Activation::op, &rows_of<PointwiseRow<Activation::op>>, parameters); \

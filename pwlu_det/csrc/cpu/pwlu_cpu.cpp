@@ -24,14 +24,15 @@ Tensor pwlu_cpu(const Tensor& x, const Tensor& points, const Tensor& left_bound,
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
     const auto& run = kernels().pwlu.of<T>();
-    const PwluFunctions<Compute<T>> functions({points, left_bound, right_bound, left_slope, right_slope});
+    PwluFunctions<Compute<T>> functions(points, left_bound, right_bound, left_slope, right_slope);
+    if (layout.channels_last) functions.prepare_blocks();
     const T* from = static_cast<const T*>(dense.const_data_ptr());
     T* to = static_cast<T*>(y.mutable_data_ptr());
     for_items(layout, [&](const Item& item) {
       if (layout.channels_last) {
         const int64_t at = item.begin * layout.channels + item.channel;
-        return run.forward_block(from + at, to + at, item.end - item.begin, layout.channels, item.num_channels,
-                                 &functions[item.channel]);
+        const auto block = functions.block(item.channel, item.num_channels);
+        return run.forward_block(from + at, to + at, item.end - item.begin, layout.channels, block);
       }
       for_rows(layout, item,
                [&](int64_t at, int64_t n) { run.forward(from + at, to + at, n, functions[item.channel]); });
@@ -53,14 +54,14 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
   const int64_t width = with_parameters ? 2 * bins : 0;  // amounts, then moments
   const Tensor grad_x = with_x ? at::empty_like(dense) : Tensor();
   std::vector<Tensor> grads;
-  const std::vector<Tensor> parameters{points, left_bound, right_bound, left_slope, right_slope};
-  for (const Tensor& p : parameters) grads.push_back(not_computed(p));
+  for (const Tensor& p : {points, left_bound, right_bound, left_slope, right_slope}) grads.push_back(not_computed(p));
 
   with_dtype(x, [&](auto type) {
     if (!output_mask[0] && !output_mask[1]) return;
     using T = decltype(type);
     const auto& run = kernels().pwlu.of<T>();
-    const PwluFunctions<Compute<T>> functions(parameters);
+    PwluFunctions<Compute<T>> functions(points, left_bound, right_bound, left_slope, right_slope);
+    if (layout.channels_last) functions.prepare_blocks();
     const auto* from = static_cast<const T*>(dense.const_data_ptr());
     const auto* incoming = static_cast<const T*>(g.const_data_ptr());
     auto* to = grad_x.defined() ? static_cast<T*>(grad_x.mutable_data_ptr()) : nullptr;
@@ -70,14 +71,16 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
       const Moments* moments = own ? of_channels : nullptr;
       if (layout.channels_last) {
         const int64_t at = item.begin * layout.channels + item.channel;
+        const auto block = functions.block(item.channel, item.num_channels);
         return run.backward_block(incoming + at, from + at, advance(to, at), item.end - item.begin, layout.channels,
-                                  item.num_channels, &functions[item.channel], moments);
+                                  block, moments);
       }
       for_rows(layout, item, [&](int64_t at, int64_t n) {
         run.backward(incoming + at, from + at, advance(to, at), n, functions[item.channel], moments);
       });
     });
-    if (output_mask[1]) grads = functions.gradients(sums.data(), parameters);
+    if (!output_mask[1]) return;
+    grads = finish_gradients(functions, sums.data(), {points, left_bound, right_bound, left_slope, right_slope});
   });
   return {with_layout_of(x, dense, grad_x), grads[0], grads[1], grads[2], grads[3], grads[4]};
 }

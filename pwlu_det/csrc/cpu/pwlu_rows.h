@@ -67,9 +67,10 @@ template <int Registers, bool kX, typename T>
 void backward_row(const T* grad, const T* x, T* grad_x, int64_t n, const PwluFunction<float>& f, Moments moments) {
   const Table<Registers> slope(f.slope);
   const RowLocator locate(f.line);
-  PwluBinSums sums(f.bins());
+  PwluBinSums sums(Vec::kSize, f.bins(), true);
   const Index lanes = Index::lanes(sums.stride());
   constexpr int64_t kStretch = PwluBinSums::kStretch * Vec::kSize;
+  static_assert(PwluBinSums::kStretch <= PwluBinSums::kSlots);
   for (int64_t start = 0; start < n; start += kStretch) {
     const int64_t size = std::min(kStretch, n - start);
     for_vectors(size, [&](int64_t i, int count) {

@@ -2,13 +2,14 @@
 #pragma once
 
 #include "pwlu_blocks.h"
+#include "pwlu_rows.h"
 
 namespace {
 
 template <typename T>
 constexpr pwlu::PwluDtype<T> pwlu_dtype() {
-  return {prepare<float>,   finish<float>,    forward_any_row<T>, backward_any_row<T>,
-          relu_sums_row<T>, forward_block<T>, backward_block<T>,  relu_sums_block<T>};
+  return {forward_any_row<T>, backward_any_row<T>,   relu_sums_row<T>,
+          forward_block<T>,   backward_any_block<T>, relu_sums_block<T>};
 }
 
 constexpr pwlu::PwluKernels pwlu_kernels() {

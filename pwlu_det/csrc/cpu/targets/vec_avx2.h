@@ -83,6 +83,7 @@ struct DoubleSums {
 struct Index {
   __m256i v;
   Index(__m256i v) : v(v) {}
+  static Index load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   explicit Index(Vec k) : v(_mm256_cvttps_epi32(k.v)) {}  // rounds toward 0
   // 0, stride, 2 * stride, ...
   static Index lanes(int stride) {
@@ -101,23 +102,18 @@ PWLU_INLINE void store_pairs(Vec a, Vec b, Pair* p) {
 }
 constexpr int kPairLanes[] = {0, 1, 4, 5, 2, 3, 6, 7};
 
-// Transposes a matrix of 8 x 8.
-PWLU_INLINE void transpose(Vec* rows) {
-  __m256 pairs[8], quads[8];
-  for (int i = 0; i < 4; ++i) {  // of rows 2i and 2i + 1
-    pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i].v, rows[2 * i + 1].v);
-    pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i].v, rows[2 * i + 1].v);
-  }
-  for (int i = 0; i < 8; i += 4) {  // of rows i to i + 3; quads[i + k] has columns k and k + 4
-    quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
-    quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
-    quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
-    quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
-  }
-  for (int k = 0; k < 4; ++k) {
-    rows[k] = _mm256_permute2f128_ps(quads[k], quads[k + 4], 0x20);
-    rows[k + 4] = _mm256_permute2f128_ps(quads[k], quads[k + 4], 0x31);
-  }
+// Loads (a, b) of each lane from the pair at index `at`.
+PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b) {
+  uint32_t offsets[Vec::kSize];
+  at.store(offsets);
+  const double* p = reinterpret_cast<const double*>(pairs);
+  const auto two = [&](int lane) {
+    return _mm_castpd_ps(_mm_loadh_pd(_mm_load_sd(p + offsets[lane]), p + offsets[lane + 1]));
+  };
+  const __m256 even = _mm256_insertf128_ps(_mm256_castps128_ps256(two(0)), two(4), 1);
+  const __m256 odd = _mm256_insertf128_ps(_mm256_castps128_ps256(two(2)), two(6), 1);
+  a = _mm256_shuffle_ps(even, odd, 0x88);
+  b = _mm256_shuffle_ps(even, odd, 0xdd);
 }
 
 // A table of up to three vectors is looked up in registers: each is permuted, then bits 3 and 4 select one.

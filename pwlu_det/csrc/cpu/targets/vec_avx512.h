@@ -82,6 +82,7 @@ struct DoubleSums {
 struct Index {
   __m512i v;
   Index(__m512i v) : v(v) {}
+  static Index load(const int32_t* p) { return _mm512_loadu_si512(p); }
   explicit Index(Vec k) : v(_mm512_cvttps_epi32(k.v)) {}  // rounds toward 0
   // 0, stride, 2 * stride, ...
   static Index lanes(int stride) {
@@ -101,29 +102,14 @@ PWLU_INLINE void store_pairs(Vec a, Vec b, Pair* p) {
 }
 constexpr int kPairLanes[] = {0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15};
 
-// Transposes a matrix of 16 x 16.
-PWLU_INLINE void transpose(Vec* rows) {
-  __m512 pairs[16], quads[16], halves[16];
-  for (int i = 0; i < 8; ++i) {  // of rows 2i and 2i + 1
-    pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i].v, rows[2 * i + 1].v);
-    pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i].v, rows[2 * i + 1].v);
-  }
-  for (int i = 0; i < 16; i += 4) {  // of rows i to i + 3; quads[i + k] has columns k, k + 4, k + 8 and k + 12
-    quads[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
-    quads[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
-    quads[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
-    quads[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
-  }
-  for (int i = 0; i < 16; i += 8) {  // of rows i to i + 7
-    for (int k = 0; k < 4; ++k) {
-      halves[i + k] = _mm512_shuffle_f32x4(quads[i + k], quads[i + k + 4], 0x88);      // columns k and k + 8
-      halves[i + k + 4] = _mm512_shuffle_f32x4(quads[i + k], quads[i + k + 4], 0xdd);  // columns k + 4 and k + 12
-    }
-  }
-  for (int k = 0; k < 8; ++k) {
-    rows[k] = _mm512_shuffle_f32x4(halves[k], halves[k + 8], 0x88);
-    rows[k + 8] = _mm512_shuffle_f32x4(halves[k], halves[k + 8], 0xdd);
-  }
+// Loads (a, b) of each lane from the pair at index `at`.
+PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b) {
+  const __m512 low = _mm512_castsi512_ps(_mm512_i32gather_epi64(_mm512_castsi512_si256(at.v), pairs, 8));
+  const __m512 high = _mm512_castsi512_ps(_mm512_i32gather_epi64(_mm512_extracti64x4_epi64(at.v, 1), pairs, 8));
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  a = _mm512_permutex2var_ps(low, even, high);
+  b = _mm512_permutex2var_ps(low, odd, high);
 }
 
 // A single permutation looks up 16 entries in one register, or 32 in two.

@@ -69,6 +69,11 @@ struct DoubleSums {
 struct Index {
   int32_t v[Vec::kSize];
   Index() = default;
+  static Index load(const int32_t* p) {
+    Index index;
+    std::memcpy(index.v, p, sizeof index.v);
+    return index;
+  }
   explicit Index(Vec k) {
     for (int i = 0; i < Vec::kSize; ++i) v[i] = int32_t(k.v[i]);  // rounds toward 0
   }
@@ -98,11 +103,9 @@ PWLU_INLINE void store_pairs(Vec a, Vec b, Pair* p) {
 }
 constexpr int kPairLanes[] = {0, 1, 2, 3, 4, 5, 6, 7};
 
-// Transposes a matrix of 8 x 8.
-PWLU_INLINE void transpose(Vec* rows) {
-  for (int i = 0; i < Vec::kSize; ++i) {
-    for (int j = 0; j < i; ++j) std::swap(rows[i].v[j], rows[j].v[i]);
-  }
+// Loads (a, b) of each lane from the pair at index `at`.
+PWLU_INLINE void load_pairs(const float* pairs, const Index& at, Vec& a, Vec& b) {
+  for (int i = 0; i < Vec::kSize; ++i) a.v[i] = pairs[2 * at.v[i]], b.v[i] = pairs[2 * at.v[i] + 1];
 }
 
 // A table. Registers is the number of vectors that hold it, all of which are read; 0 means any size, in memory.
