@@ -52,7 +52,7 @@ def sanitized(tmp_path_factory):
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     code, output = run(build, folder, CC=str(compiler), CXX=str(compiler), FORCE_CUDA="0")
     assert code == 0 and not list((folder / "pwlu_det").glob("_C*_failure.txt")), output[-3000:]
-    # Python does not load the C++ library itself, in which the sanitizer looks for the function that throws.
+    # Python does not load the C++ library. Without it, the sanitizer fails at the first C++ exception.
     names = ("libasan.so", "libstdc++.so.6")
     libraries = [run(["g++", f"-print-file-name={name}"], folder)[1].strip() for name in names]
 
