@@ -8,6 +8,7 @@
 #include <cmath>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 namespace pwlu {
@@ -129,6 +130,12 @@ inline void check_eps(const char* op, double eps, const char* name = "eps") {
                     "; it must be finite and not negative");
 }
 
+// The number of results of an op: 1 for a tensor.
+template <typename>
+constexpr size_t kNumResults = 1;
+template <typename... Results>
+constexpr size_t kNumResults<std::tuple<Results...>> = sizeof...(Results);
+
 // Checks the arguments of an op, then calls its function.
 template <const Signature& kSignature, auto kFunction>
 struct CheckedOp;
@@ -148,11 +155,41 @@ struct CheckedOp<kSignature, kFunction> {
     check_tensors(kSignature.op, tensors);
     return kFunction(arguments...);
   }
+
+  // Such as "pwlu(Tensor x, Tensor points) -> (Tensor)".
+  static std::string schema() {
+    std::string text = std::string(kSignature.op) + "(";
+    const char* const* name = kSignature.arguments;
+    const auto add = [&](const char* type, std::string_view label) {
+      if (text.back() != '(') text += ", ";
+      text.append(type).append(" ").append(label.substr(0, label.find(':')));
+    };
+    (add(kTypeName<std::decay_t<Arguments>>, *name ? *name++ : "output_mask"), ...);
+    text += ") -> (";
+    for (size_t i = 0; i < kNumResults<Result>; ++i) text += i ? ", Tensor" : "Tensor";
+    return text + ")";
+  }
+
+ private:
+  template <typename T>
+  static constexpr const char* kTypeName = std::is_same_v<T, Tensor>   ? "Tensor"
+                                           : std::is_same_v<T, double> ? "float"
+                                                                       : "bool[2]";
 };
 
+// Registers a kernel for the dispatch key of the library.
 template <const Signature& kSignature, auto kFunction>
 void add_op(torch::Library& m) {
   m.impl(kSignature.op, &CheckedOp<kSignature, kFunction>::call);
+}
+
+// Defines an op, so that an exported model can be run without this package's Python, and registers its kernel for
+// CPUs if there is one for this processor.
+template <const Signature& kSignature, auto kFunction>
+void define_op(torch::Library& m, bool has_kernel = true) {
+  using Op = CheckedOp<kSignature, kFunction>;
+  m.def(torch::schema(Op::schema().c_str()));
+  if (has_kernel) m.impl(kSignature.op, torch::dispatch(c10::DispatchKey::CPU, &Op::call));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 //   Tensor forward(Activation, x, rows)
 //   Tensor backward(Activation, grad, x, rows, with_x, gradients), which returns the gradient of x if with_x is true,
 //     and writes those of the rows to `gradients`, which is empty if they are not requested
+//   add<signature, function>(library), which registers an op
 // where rows are the parameters as [coefficients, channels]. All arguments have already been checked.
 #pragma once
 
@@ -91,8 +92,8 @@ template <typename Backend, Activation kActivation>
 void add_pointwise_op(torch::Library& m) {
   using Row = PointwiseRow<kActivation>;
   using Op = PointwiseOp<Backend, kActivation, std::make_index_sequence<std::size(Row::kParameters)>>;
-  add_op<Row::kForward, &Op::forward>(m);
-  add_op<Row::kBackward, &Op::backward>(m);
+  Backend::template add<Row::kForward, &Op::forward>(m);
+  Backend::template add<Row::kBackward, &Op::backward>(m);
 }
 
 template <typename Backend>

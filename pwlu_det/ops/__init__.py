@@ -1,7 +1,5 @@
 """Functional ops. They need only torch."""
 
-# The ops must be defined before the kernels that implement them are loaded.
-# isort: off
 from pwlu_det.ops.formulas import (
     acon_b,
     acon_c,
@@ -14,11 +12,10 @@ from pwlu_det.ops.formulas import (
     srelu,
     swish,
 )
-from pwlu_det.ops.rpau import rpau
 from pwlu_det.ops.frelu import frelu, frelu_inference
 from pwlu_det.ops.frelu_sync import frelu_sync
-from pwlu_det.ops.pwlu import pwlu, pwlu_phase1
+from pwlu_det.ops.kernels import kernels_in_use
 from pwlu_det.ops.norm_activation import norm_activation
 from pwlu_det.ops.norm_activation_sync import norm_activation_sync
-from pwlu_det.ops.kernels import kernels_in_use
-# isort: on
+from pwlu_det.ops.pwlu import pwlu, pwlu_phase1
+from pwlu_det.ops.rpau import rpau

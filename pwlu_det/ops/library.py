@@ -1,6 +1,7 @@
 """Declares the ops: schema, argument checks, fake kernel and implementation in plain torch.
 
-Compiled kernels are registered under the same names; ``csrc/checks.h`` does the same checks for them.
+Compiled kernels are registered under the same names; ``csrc/checks.h`` does the same checks for them. The
+library of the CPU kernels defines the schemas, too, so that C++ can run an exported model with it alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+import pwlu_det.ops.kernels  # noqa: F401  # loads the libraries
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -27,6 +30,12 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """Disable autocast on the device of ``x``; the meta device has none."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def define_schema(name: str, schema: str) -> None:
+    """Declare the op ``pwlu_det::{name}``, unless the library of the CPU kernels has done so."""
+    if not hasattr(torch.ops.pwlu_det, name):
+        torch.library.define(f"pwlu_det::{name}", schema)
 
 
 def define(
@@ -47,7 +56,7 @@ def define(
     schema = [f"{'float' if shape == 'float' else 'Tensor'} {label}" for label, shape in arguments.items()]
     if output_mask:
         schema.append("bool[2] output_mask")
-    torch.library.define(qualified, f"({', '.join(schema)}) -> ({', '.join(['Tensor'] * len(results))})")
+    define_schema(name, f"({', '.join(schema)}) -> ({', '.join(['Tensor'] * len(results))})")
 
     def register(plain: Callable) -> Callable:
         def checked(*values):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pwlu_det.ops.derivatives import is_transformed, vjp
-from pwlu_det.ops.library import check_arguments, compute_dtype, define
+from pwlu_det.ops.library import check_arguments, compute_dtype, define, define_schema
 from pwlu_det.ops.plain_norm import RELU, apply_norms, mean_and_variance, plain_norm_activation
 from pwlu_det.ops.pointwise import TABLE
 from pwlu_det.ops.pwlu import PARAMETERS
@@ -111,9 +111,9 @@ def _like(x: Tensor, values: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(values)
 
 
-torch.library.define("pwlu_det::norm_activation", f"({_ARGUMENTS}) -> (Tensor, Tensor)")
-torch.library.define(
-    "pwlu_det::norm_activation_backward",
+define_schema("norm_activation", f"({_ARGUMENTS}) -> (Tensor, Tensor)")
+define_schema(
+    "norm_activation_backward",
     f"(Tensor grad, {_ARGUMENTS}, bool batch_statistics, bool[2] output_mask) -> "
     "(Tensor, Tensor, Tensor, Tensor[])",
 )

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pwlu_det.activations import build_activation
 from pwlu_det.ops import kernels, kernels_in_use, reference
 
 HERE = Path(__file__).parent
@@ -200,3 +201,39 @@ def test_maximum_number_of_parameters_per_channel():
         ValueError, match="slaf: there are 65 parameters for each channel; at most 64 are allowed"
     ):
         torch.ops.pwlu_det.slaf(x, torch.rand(2, 65))
+
+
+SCHEMAS = """
+import torch, pwlu_det.ops
+schemas = {str(s) for s in torch._C._jit_get_all_schemas() if s.name.startswith("pwlu_det::")}
+print(*sorted(s for s in schemas if "cpu_kernels" not in s), sep="\\n")
+"""
+WITHOUT_PYTHON = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+model, (x, y) = torch.jit.load(sys.argv[2]), torch.load(sys.argv[3])
+assert torch.equal(model(x), y) and "pwlu_det" not in sys.modules
+"""
+
+
+@built
+def test_library_defines_the_same_ops_as_python():
+    outputs = [run_python("-c", SCHEMAS, PWLU_DET_CPU_KERNELS=k) for k in (kernels_in_use(), "none")]
+    assert outputs[0] == outputs[1] and outputs[0][1].count("pwlu_det::") > 30
+
+
+@built
+def test_library_runs_a_traced_model_without_this_package(tmp_path):
+    names = ("pwlu", "acon_c", "frelu")
+    model = torch.nn.Sequential(*(build_activation(name, 3) for name in names)).eval()
+    x = torch.randn(1, 3, 4, 4)
+    with torch.no_grad():
+        torch.jit.trace(model, x).save(tmp_path / "model.pt")
+        torch.save((x, model(x)), tmp_path / "example.pt")
+    (library,) = (p for s in EXTENSION_SUFFIXES if (p := kernels.PACKAGE / f"_C{s}").exists())
+    script = tmp_path / "script.py"  # in a folder without this package
+    script.write_text(WITHOUT_PYTHON)
+    code, output = run_python(
+        "-P", script, library, tmp_path / "model.pt", tmp_path / "example.pt", PYTHONPATH=""
+    )
+    assert code == 0, output

@@ -259,15 +259,15 @@ std::tuple<Tensor, Tensor, Tensor> convolve_backward(const Tensor& grad, const T
 }  // namespace
 }  // namespace pwlu
 
-TORCH_LIBRARY_IMPL(pwlu_det, CPU, m) {
+TORCH_LIBRARY_FRAGMENT(pwlu_det, m) {
   using namespace pwlu;
-  if (!kernels().frelu) return;
-  add_op<kFreluInference, &inference>(m);
-  add_op<kFreluInferenceBackward, &inference_backward>(m);
-  add_op<kFrelu, &training>(m);
-  add_op<kFreluBackward, &training_backward>(m);
-  add_op<kFreluConvolve, &convolve>(m);
-  add_op<kFreluNormalise, &normalise>(m);
-  add_op<kFreluNormSums, &norm_sums>(m);
-  add_op<kFreluConvolveBackward, &convolve_backward>(m);
+  const bool has_kernel = kernels().frelu;
+  define_op<kFreluInference, &inference>(m, has_kernel);
+  define_op<kFreluInferenceBackward, &inference_backward>(m, has_kernel);
+  define_op<kFrelu, &training>(m, has_kernel);
+  define_op<kFreluBackward, &training_backward>(m, has_kernel);
+  define_op<kFreluConvolve, &convolve>(m, has_kernel);
+  define_op<kFreluNormalise, &normalise>(m, has_kernel);
+  define_op<kFreluNormSums, &norm_sums>(m, has_kernel);
+  define_op<kFreluConvolveBackward, &convolve_backward>(m, has_kernel);
 }

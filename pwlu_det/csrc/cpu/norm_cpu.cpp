@@ -309,6 +309,18 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> norm_activation_backward
 }  // namespace
 }  // namespace pwlu
 
+#define PWLU_ARGUMENTS \
+  "Tensor x, Tensor[] norm, float eps, Tensor[] added, float added_eps, str activation, Tensor[] parameters"
+
+TORCH_LIBRARY_FRAGMENT(pwlu_det, m) {
+  m.def("norm_activation(" PWLU_ARGUMENTS ") -> (Tensor, Tensor)");
+  m.def("norm_activation_backward(Tensor grad, " PWLU_ARGUMENTS
+        ", bool batch_statistics, bool[2] output_mask) -> (Tensor, Tensor, Tensor, Tensor[])");
+  m.def("norm_statistics(Tensor x) -> (Tensor)");
+}
+
+#undef PWLU_ARGUMENTS
+
 TORCH_LIBRARY_IMPL(pwlu_det, CPU, m) {
   using namespace pwlu;
   if (!kernels().norm) return;

@@ -22,6 +22,11 @@ void for_stretches(const Layout& layout, const Item& item, const F& run) {
 }
 
 struct Cpu {
+  template <const Signature& kSignature, auto kFunction>
+  static void add(torch::Library& m) {
+    define_op<kSignature, kFunction>(m, kernels().pointwise != nullptr);
+  }
+
   static Tensor forward(Activation activation, const Tensor& x, const ParameterRows& parameters) {
     const ParameterTable table(parameters);
     const PointwiseKernels& kernels = pwlu::kernels().pointwise->of(activation);
@@ -76,6 +81,4 @@ struct Cpu {
 }  // namespace
 }  // namespace pwlu
 
-TORCH_LIBRARY_IMPL(pwlu_det, CPU, m) {
-  if (pwlu::kernels().pointwise) pwlu::add_pointwise_ops<pwlu::Cpu>(m);
-}
+TORCH_LIBRARY_FRAGMENT(pwlu_det, m) { pwlu::add_pointwise_ops<pwlu::Cpu>(m); }

@@ -128,11 +128,10 @@ std::string cpu_kernels() { return kernels().name; }
 }  // namespace
 }  // namespace pwlu
 
-TORCH_LIBRARY_FRAGMENT(pwlu_det, m) { m.def("cpu_kernels() -> str", &pwlu::cpu_kernels); }
-
-TORCH_LIBRARY_IMPL(pwlu_det, CPU, m) {
+TORCH_LIBRARY_FRAGMENT(pwlu_det, m) {
   using namespace pwlu;
-  add_op<kPwlu, &pwlu_cpu>(m);
-  add_op<kPwluBackward, &pwlu_backward_cpu>(m);
-  add_op<kPwluPhase1, &pwlu_phase1_cpu>(m);
+  m.def("cpu_kernels() -> str", &cpu_kernels);
+  define_op<kPwlu, &pwlu_cpu>(m);
+  define_op<kPwluBackward, &pwlu_backward_cpu>(m);
+  define_op<kPwluPhase1, &pwlu_phase1_cpu>(m);
 }

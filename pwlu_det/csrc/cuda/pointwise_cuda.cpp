@@ -35,6 +35,11 @@ ParameterRows converted(const Tensor& x, const ParameterRows& rows) {
 }
 
 struct Cuda {
+  template <const Signature& kSignature, auto kFunction>
+  static void add(torch::Library& m) {
+    add_op<kSignature, kFunction>(m);
+  }
+
   static Tensor forward(Activation activation, const Tensor& x, const ParameterRows& parameters) {
     const c10::cuda::CUDAGuard guard(x.device());
     const ParameterRows rows = converted(x, parameters);
