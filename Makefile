@@ -49,14 +49,14 @@ demo: env
 
 # Two processes with one thread each: tests spend most of their time starting the commands that they run. glibc
 # raises its threshold with every large tensor that is freed, and then keeps their memory, unless it is fixed.
-# Files stay together, as their tests share fixtures, except slow ones, of which some take as long as all others.
-PYTEST := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=131072 $(RUN) -m pytest -n 2
+# Files stay together, as their tests share fixtures.
+PYTEST := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=131072 $(RUN) -m pytest -n 2 --dist loadfile
 
 test: env
-	$(PYTEST) --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: env
-	$(PYTEST) --dist worksteal -m slow
+	$(PYTEST) -m slow -rs
 
 # It does not depend on env, which may need a network.
 gpu:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,13 @@ from detectron2.config import get_cfg
 import pwlu_det
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_runtest_setup(item):
+    """Skip slow tests that would start after the time in SLOW_TESTS_UNTIL, in seconds since the epoch."""
+    limit = os.environ.get("SLOW_TESTS_UNTIL")
+    if limit and item.get_closest_marker("slow") and time.time() > float(limit):
+        pytest.skip("not begun in the time that continuous integration has")
 
 
 @pytest.fixture

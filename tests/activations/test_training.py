@@ -74,11 +74,7 @@ def test_activation_trains_and_its_checkpoint_restores_it(name, dtype, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, dtype",
-    [
-        # One of each family, because each takes half a minute; the test above has all activations.
-        *((name, torch.float32) for name in ("pwlu", "frelu", "meta_acon", "pau", "apl", "slaf", "srelu")),
-        *((name, torch.bfloat16) for name in ("pwlu", "frelu")),
-    ],
+    [("pwlu", torch.float32), ("frelu", torch.bfloat16)],  # half a minute each; the test above has all
     ids=str,
 )
 def test_quickstart_loss_decreases(name, dtype, tmp_path):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from cuda_emulation import ROOT
+from cuda_emulation import ROOT, keep_types
 
 LOADED = """
 import sys, warnings
@@ -33,11 +33,12 @@ CPU_SOURCES = re.compile(r'    sources = \["pwlu_cpu\.cpp".*\n    sources \+= .*
 
 
 def build(folder, **environment):
-    """Build the CUDA library, and a CPU library of a single source, since both are always built."""
+    """Build the CUDA library, for float32, and a CPU library of one source, since both are always built."""
     source = folder / "source"
     shutil.copytree(
         ROOT / "pwlu_det", source / "pwlu_det", ignore=shutil.ignore_patterns("_C*", "__pycache__")
     )
+    keep_types(source / "pwlu_det" / "csrc")
     script, count = CPU_SOURCES.subn(
         '    sources = ["targets/baseline.cpp"]\n', (ROOT / "setup.py").read_text()
     )

@@ -222,14 +222,19 @@ class Fault(NamedTuple):
 
 
 def copy_sources(folder: Path, *elements: str) -> Path:
-    """Copy the sources, with kernels only for float32 and the given types, so that they compile faster."""
+    """Copy the sources, with kernels only for float32 and the given types."""
     sources = shutil.copytree(SOURCES, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
+    keep_types(sources, *elements)
+    return sources
+
+
+def keep_types(sources: Path, *elements: str) -> None:
+    """Remove the kernels of all types but float32 and the given ones, so that the rest compiles faster."""
     dispatch = sources / "cuda" / "dispatch.cuh"
     cases = re.compile(r" +case Element::k\w+:\n +return f\(Tag<(\w+)>\{\}\);\n")
     text, count = cases.subn(lambda match: match[0] if match[1] in elements else "", dispatch.read_text())
     assert count == 3
     dispatch.write_text(text)
-    return sources
 
 
 needs_compiler = pytest.mark.skipif(

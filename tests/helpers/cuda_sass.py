@@ -11,7 +11,8 @@ from typing import NamedTuple
 import pytest
 
 SOURCES = Path(__file__).resolve().parents[2] / "pwlu_det" / "csrc" / "cuda"
-ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")  # as in setup.py
+# Two of those in setup.py: the oldest, which has no bfloat16, and a recent one.
+ARCHITECTURES = ("sm_75", "sm_90")
 TYPES = {"float": "float32", "__nv_bfloat16": "bfloat16", "__half": "float16"}
 
 

@@ -55,7 +55,7 @@ class Schedule:
         return [
             *("OUTPUT_DIR", str(folder), "DATASETS.TEST", "()", "SOLVER.MAX_ITER", str(self.length)),
             *("SOLVER.CHECKPOINT_PERIOD", str(self.period), "SOLVER.IMS_PER_BATCH", "2"),
-            *("MODEL.ACTIVATION.PWLU.PHASE1_ITERS", str(self.switch)),
+            *("MODEL.ACTIVATION.PWLU.PHASE1_ITERS", str(self.switch), "MODEL.FPN.OUT_CHANNELS", "16"),
         ]
 
 

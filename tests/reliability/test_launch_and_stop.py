@@ -1,5 +1,6 @@
 """Real runs that are started by torchrun or by SLURM's variables, or stopped by SIGTERM."""
 
+import functools
 import os
 import signal
 import sys
@@ -66,19 +67,22 @@ def test_torchrun_with_num_gpus_is_refused(tmp_path):
 LONG = ("SOLVER.MAX_ITER", 40, "SOLVER.CHECKPOINT_PERIOD", 1000, "DATALOADER.NUM_WORKERS", 1)
 
 
-@pytest.mark.parametrize(
-    "processes, whole_group",
-    [
-        pytest.param((), False, id="1 process"),
-        pytest.param(TWO, True, id="2 processes, the whole group"),
-        pytest.param((), True, id="1 process, the whole group", marks=pytest.mark.slow),
-        pytest.param(TWO, False, id="2 processes, only the first", marks=pytest.mark.slow),
-    ],
-)
-def test_run_stopped_by_sigterm_resumes_exactly(tmp_path, processes, whole_group):
-    whole = tmp_path / "whole"
-    run(whole, *processes, options=LONG)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A function that returns the final checkpoint of a long run, by the arguments of its launch."""
 
+    @functools.cache
+    def final(*processes):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        run(folder, *processes, options=LONG)
+        return load_final(folder)
+
+    return final
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["only the first", "the whole group"])
+@pytest.mark.parametrize("processes", [(), TWO], ids=["1 process", "2 processes"])
+def test_run_stopped_by_sigterm_resumes_exactly(tmp_path, uninterrupted, processes, whole_group):
     folder = tmp_path / "stopped"
     process = launch(folder, *processes, options=LONG)
     wait_for_metrics(folder, process)
@@ -92,4 +96,4 @@ def test_run_stopped_by_sigterm_resumes_exactly(tmp_path, processes, whole_group
     assert "Received SIGTERM: writing model_00000" in (folder / "log.txt").read_text()
 
     run(folder, *processes, "--resume", options=LONG)
-    assert differences(load_final(whole), load_final(folder)) == []
+    assert differences(uninterrupted(*processes), load_final(folder)) == []

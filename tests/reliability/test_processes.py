@@ -11,10 +11,10 @@ from kill_and_resume import ROOT, differences
 from processes import end, free_port, start, wait_for_exit, wait_for_metrics, wait_until
 
 CONFIG = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
-ITERATIONS = 26
+ITERATIONS = 12
 SMALL = [
     *("DATASETS.TEST", "()", "SOLVER.MAX_ITER", ITERATIONS, "MODEL.ACTIVATION.PWLU.PHASE1_ITERS", 4),
-    *("SOLVER.CHECKPOINT_PERIOD", 100, "MODEL.FPN.OUT_CHANNELS", 64),
+    *("SOLVER.CHECKPOINT_PERIOD", 100, "MODEL.FPN.OUT_CHANNELS", 32),
 ]
 
 
@@ -65,7 +65,7 @@ def check_ranks(folder, number, one_process):
             assert near, f"{key} after iteration {iteration}: {many[key]} instead of {value}"
 
 
-@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [2, 4])
 def test_processes_match_one_process_with_the_global_batch(tmp_path, one_process, number):
     run(AVERAGED, tmp_path, processes=number)
     check_ranks(tmp_path, number, one_process)

@@ -38,7 +38,6 @@ CONFIGS = {
     "COCO-Detection/rpn_R_50_C4_1x": (["rpn"], R50 - 9 + 1, {"box_proposals": "AR@100"}),
     "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x": (["mask_head"], R50 + 5, {"bbox": BOX, "segm": BOX}),
     "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x": (["res5"], R50, {"bbox": BOX, "segm": BOX}),
-    "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x": ([], R50, {"bbox": BOX, "segm": BOX}),
     "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x": (
         ["keypoint_head"],
         R50 + 8,
@@ -52,9 +51,7 @@ CONFIGS = {
     "Misc/semantic_R_50_FPN_1x": (["sem_seg_head"], R50 + 7, {"sem_seg": "mIoU"}),
     "Misc/cascade_mask_rcnn_R_50_FPN_1x": (["box_head"], R50 + 6, {"bbox": BOX, "segm": BOX}),
     "LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x": ([], R50, {"bbox": "AP", "segm": "AP"}),
-    "LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x": ([], R50, {"bbox": "AP", "segm": "AP"}),
     "PascalVOC-Detection/faster_rcnn_R_50_C4": ([], R50 - 9, {"bbox": "AP,AP50,AP75"}),
-    "PascalVOC-Detection/faster_rcnn_R_50_FPN": ([], R50, {"bbox": "AP,AP50,AP75"}),
     "Cityscapes/mask_rcnn_R_50_FPN": ([], R50, {"segm": "AP,AP50"}),
 }
 ARCHITECTURES = {
