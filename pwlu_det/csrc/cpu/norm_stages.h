@@ -63,7 +63,7 @@ class PwluStage : public Stage<R> {
   PwluStage(at::TensorList parameters, bool channels_last)
       : Stage<R>(parameters[0].size(0), 2 * (parameters[0].size(1) + 1)),
         parameters_(parameters.vec()),
-        functions_(parameters[0], parameters[1], parameters[2], parameters[3], parameters[4]) {
+        functions_(parameters) {
     if (channels_last && this->functions > 1) functions_.prepare_blocks();
   }
   void forward(const R* z, R* y, int64_t rows, const NormGroup& group) const override {
@@ -81,9 +81,7 @@ class PwluStage : public Stage<R> {
     if (is_row(group)) return run_.backward(grad, z, dz, rows * group.channels, function(group), moments);
     run_.backward_block(grad, z, dz, rows, group.channels, functions_.block(group.channel, group.channels), moments);
   }
-  std::vector<Tensor> gradients(double* sums) const override {
-    return finish_gradients(functions_, sums, parameters_);
-  }
+  std::vector<Tensor> gradients(double* sums) const override { return functions_.gradients(sums, parameters_); }
 
  private:
   bool is_row(const NormGroup& group) const { return group.channels == 1 || this->functions == 1; }

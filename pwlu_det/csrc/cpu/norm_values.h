@@ -6,13 +6,10 @@
 #include <cmath>
 #include <vector>
 
+#include "numbers.h"
+
 namespace pwlu {
 namespace {
-
-inline std::vector<double> doubles(const at::Tensor& values) {
-  const at::Tensor wide = values.to(at::kDouble).contiguous();
-  return {wide.const_data_ptr<double>(), wide.const_data_ptr<double>() + wide.numel()};
-}
 
 // The batch norm of all channels.
 struct NormValues {

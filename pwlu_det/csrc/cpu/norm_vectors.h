@@ -9,9 +9,6 @@ namespace {
 
 using pwlu::NormRows;
 
-// For lambdas whose captured vectors should stay in registers.
-#define PWLU_INLINED __attribute__((always_inline))
-
 template <typename T>
 struct NormVectors {
   using R = typename Arithmetic<T>::Number;
@@ -183,7 +180,5 @@ constexpr pwlu::NormDtype<T> norm_dtype() {
 constexpr pwlu::NormKernels norm_kernels() {
   return {norm_dtype<float>(), norm_dtype<BFloat16>(), norm_dtype<Half>(), norm_dtype<double>()};
 }
-
-#undef PWLU_INLINED
 
 }  // namespace

@@ -59,12 +59,13 @@ class NormWork {
   template <typename S, typename F>
   std::vector<S> sum_pieces(const NormGroup& group, int64_t width, const F& run) const {
     const int64_t size = std::max<int64_t>(1, kPieceSize / group.channels), count = (pixels() + size - 1) / size;
-    std::vector<S> parts(count * width, S{}), sums(width, S{});
+    std::vector<S> parts(count * width, S{});
     for_pieces(group, [&](int64_t i, const Pixels& pixels) { run(pixels, parts.data() + i * width); });
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t j = 0; j < width; ++j) sums[j] += parts[i * width + j];
+    for (int64_t i = 1; i < count; ++i) {
+      for (int64_t j = 0; j < width; ++j) parts[j] += parts[i * width + j];
     }
-    return sums;
+    parts.resize(width);
+    return parts;
   }
 
   // Calls run(pixels) for parts of a piece that fit a buffer. Long rows are cut at their ends, so that they need no

@@ -24,7 +24,7 @@ Tensor pwlu_cpu(const Tensor& x, const Tensor& points, const Tensor& left_bound,
   with_dtype(x, [&](auto type) {
     using T = decltype(type);
     const auto& run = kernels().pwlu.of<T>();
-    PwluFunctions<Compute<T>> functions(points, left_bound, right_bound, left_slope, right_slope);
+    PwluFunctions<Compute<T>> functions({points, left_bound, right_bound, left_slope, right_slope});
     if (layout.channels_last) functions.prepare_blocks();
     const T* from = static_cast<const T*>(dense.const_data_ptr());
     T* to = static_cast<T*>(y.mutable_data_ptr());
@@ -53,14 +53,15 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
   const int64_t count = points.size(0), bins = points.size(1) + 1;
   const int64_t width = with_parameters ? 2 * bins : 0;  // amounts, then moments
   const Tensor grad_x = with_x ? at::empty_like(dense) : Tensor();
+  const std::vector<Tensor> parameters{points, left_bound, right_bound, left_slope, right_slope};
   std::vector<Tensor> grads;
-  for (const Tensor& p : {points, left_bound, right_bound, left_slope, right_slope}) grads.push_back(not_computed(p));
+  for (const Tensor& p : parameters) grads.push_back(not_computed(p));
 
   with_dtype(x, [&](auto type) {
     if (!output_mask[0] && !output_mask[1]) return;
     using T = decltype(type);
     const auto& run = kernels().pwlu.of<T>();
-    PwluFunctions<Compute<T>> functions(points, left_bound, right_bound, left_slope, right_slope);
+    PwluFunctions<Compute<T>> functions(parameters);
     if (layout.channels_last) functions.prepare_blocks();
     const auto* from = static_cast<const T*>(dense.const_data_ptr());
     const auto* incoming = static_cast<const T*>(g.const_data_ptr());
@@ -79,8 +80,7 @@ Gradients pwlu_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& p
         run.backward(incoming + at, from + at, advance(to, at), n, functions[item.channel], moments);
       });
     });
-    if (!output_mask[1]) return;
-    grads = finish_gradients(functions, sums.data(), {points, left_bound, right_bound, left_slope, right_slope});
+    if (with_parameters) grads = functions.gradients(sums.data(), parameters);
   });
   return {with_layout_of(x, dense, grad_x), grads[0], grads[1], grads[2], grads[3], grads[4]};
 }

@@ -1,24 +1,13 @@
 // PWLU's kernels that process one element at a time: for float64, and for values that float cannot represent.
 #pragma once
 
-#include "convert.h"
-#include "pwlu_kernels.h"
+#include "pwlu_tables.h"
 
 namespace {
 
 using pwlu::kLanePadding;
-using pwlu::Line;
-using pwlu::Moments;
-using pwlu::Parameters;
 using pwlu::PwluBlock;
-using pwlu::PwluFunction;
 using pwlu::ShiftedSums;
-
-// Calls run(line) with the line, in float or double, that the channel is computed with.
-template <typename Run>
-void with_line(const PwluFunction<float>& f, const Run& run) {
-  f.fits ? run(f.line) : run(pwlu::make_line<double>(f.parameters));
-}
 
 inline void add_to(const Moments& moments, int column, double g, double distance) {
   moments.amount[column] += g;
@@ -84,6 +73,8 @@ inline ShiftedSums relu_sums_f64(const double* x, double* y, int64_t n, int64_t 
 
 constexpr pwlu::PwluDtype<double> pwlu_f64() {
   return {
+      prepare<double>,
+      finish<double>,
       [](const double* x, double* y, int64_t n, const PwluFunction<double>& f) { forward_f64(x, y, n, 1, f); },
       [](const double* grad, const double* x, double* grad_x, int64_t n, const PwluFunction<double>& f,
          const Moments* moments) { backward_f64(grad, x, grad_x, n, 1, f, moments); },

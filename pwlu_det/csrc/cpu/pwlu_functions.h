@@ -6,26 +6,26 @@
 #include <array>
 #include <vector>
 
-#include "../tensors.h"
-#include "pwlu_kernels.h"
+#include "dispatch.h"
+#include "items.h"
+#include "numbers.h"
 
 namespace pwlu {
 namespace {
 
+// Preparing the tables of a channel takes about as long as this number of elements.
+constexpr int64_t kElementsPerFunction = 1 << 8;
+
 template <typename R>
 class PwluFunctions {
  public:
-  PwluFunctions(const at::Tensor& points, const at::Tensor& left_bound, const at::Tensor& right_bound,
-                const at::Tensor& left_slope, const at::Tensor& right_slope)
-      : count(points.size(0)), num_intervals(int(points.size(1)) - 1) {
-    size_t i = 0;
-    for (const at::Tensor& t : {points, left_bound, right_bound, left_slope, right_slope}) {
-      kept_[i] = t.to(at::kDouble).contiguous();
-      parameters_[i] = kept_[i].const_data_ptr<double>();
-      ++i;
-    }
+  // The parameters are those of the op: points, left_bound, right_bound, left_slope and right_slope.
+  explicit PwluFunctions(at::TensorList parameters)
+      : count(parameters[0].size(0)), num_intervals(int(parameters[0].size(1)) - 1) {
+    for (size_t i = 0; i < parameters_.size(); ++i) parameters_[i] = doubles(parameters[i]);
     tables_.resize(count * 2 * bins() + kLanePadding);
-    for (int64_t c = 0; c < count; ++c) functions_.push_back(make_function(c));
+    functions_.resize(count);
+    for_channels([&](int64_t c) { prepare(c); });
   }
 
   int bins() const { return num_intervals + 2; }
@@ -35,18 +35,19 @@ class PwluFunctions {
   void prepare_blocks() {
     lanes_.resize(5 * padded());
     pairs_.resize(padded() * 2 * bins());
-    for (int64_t c = 0; c < count; ++c) {
+    for_channels([&](int64_t c) {
       const Line<R>& line = functions_[c].line;
       R* lane = lanes_.data() + c;
       for (R number : {line.left, line.right, line.length, line.middle, line.scale}) {
         *lane = number;
         lane += padded();
       }
+      R* pair = pairs_.data() + c * 2 * bins();
       for (int i = 0; i < bins(); ++i) {
-        pairs_[(c * bins() + i) * 2] = functions_[c].value[i];
-        pairs_[(c * bins() + i) * 2 + 1] = functions_[c].slope[i];
+        pair[2 * i] = functions_[c].value[i];
+        pair[2 * i + 1] = functions_[c].slope[i];
       }
-    }
+    });
   }
   PwluBlock<R> block(int64_t channel, int channels) const {
     bool fits = true;
@@ -63,64 +64,51 @@ class PwluFunctions {
             pairs_.data() + channel * 2 * bins()};
   }
 
+  // The gradients of the parameters from the sums over bins of all channels: [channels, 2, N + 2], amounts and
+  // moments.
+  std::vector<at::Tensor> gradients(double* sums, at::TensorList parameters) const {
+    const int64_t num_points = num_intervals + 1, width = num_points + 4;
+    std::vector<double> grads(count * width);
+    for_channels([&](int64_t c) {
+      double* amount = sums + c * 2 * bins();
+      run_.finish(functions_[c], Moments{amount, amount + bins()}, grads.data() + c * width);
+    });
+    std::vector<at::Tensor> results{from_doubles(parameters[0], grads.data(), width)};
+    for (int i = 1; i < 5; ++i) {
+      results.push_back(from_doubles(parameters[i], grads.data() + num_points + i - 1, width));
+    }
+    return results;
+  }
+
   const int64_t count;
   const int num_intervals;
 
  private:
   int64_t padded() const { return count + kLanePadding; }
 
-  PwluFunction<R> make_function(int64_t c) {
-    const auto& [points, left_bound, right_bound, left_slope, right_slope] = parameters_;
-    const Parameters<double> p{points + c * (num_intervals + 1),
-                               left_bound[c],
-                               right_bound[c],
-                               left_slope[c],
-                               right_slope[c],
-                               num_intervals,
-                               interval_length(left_bound[c], right_bound[c], num_intervals)};
-    R* value = tables_.data() + c * 2 * bins();
-    R* slope = value + bins();
-    const Line<R> line = make_line<R>(p);
-    bool fits = bounds_fit(p, line);
-    for (int k = -1; k <= num_intervals; ++k) {
-      fits &= slope_fits<R>(p, k);
-      value[k + 1] = R(value_of(p, line, k));
-      slope[k + 1] = R(slope_of(p, k));
-    }
-    return {p, line, value, slope, fits};
+  template <typename F>
+  void for_channels(const F& run) const {
+    for_indices(count, count * kElementsPerFunction, run);
   }
 
-  std::array<at::Tensor, 5> kept_;  // in double
-  std::array<const double*, 5> parameters_;
+  void prepare(int64_t c) {
+    const auto& [points, left_bound, right_bound, left_slope, right_slope] = parameters_;
+    functions_[c].parameters = {points.data() + c * (num_intervals + 1),
+                                left_bound[c],
+                                right_bound[c],
+                                left_slope[c],
+                                right_slope[c],
+                                num_intervals,
+                                interval_length(left_bound[c], right_bound[c], num_intervals)};
+    R* value = tables_.data() + c * 2 * bins();
+    run_.prepare(functions_[c], value, value + bins());
+  }
+
+  const PwluDtype<R>& run_ = kernels().pwlu.of<R>();
+  std::array<std::vector<double>, 5> parameters_;
   std::vector<R> tables_, lanes_, pairs_;
   std::vector<PwluFunction<R>> functions_;
 };
-
-// Writes the gradients of one channel in the order of the arguments: points (N + 1), then the other four.
-template <typename R>
-void finish_channel(const PwluFunction<R>& f, const Moments& moments, double* grads) {
-  const auto with = [&](const auto& line) {
-    const int num_points = f.parameters.num_intervals + 1;
-    for (int j = 0; j < num_points; ++j) grads[j] = point_gradient(f.parameters, line, moments, j);
-    other_gradients(f.parameters, line, moments, grads + num_points);
-  };
-  f.fits ? with(f.line) : with(make_line<double>(f.parameters));
-}
-
-// The gradients of the parameters, in the order of the arguments, from the sums over bins of all channels:
-// [channels, 2, N + 2], amounts and moments.
-template <typename R>
-std::vector<at::Tensor> finish_gradients(const PwluFunctions<R>& functions, double* sums, at::TensorList parameters) {
-  const int num_points = functions.num_intervals + 1, bins = functions.bins();
-  const at::Tensor grads = at::empty({functions.count, num_points + 4}, at::kDouble);
-  for (int64_t c = 0; c < functions.count; ++c) {
-    double* amount = sums + c * 2 * bins;
-    finish_channel(functions[c], Moments{amount, amount + bins}, grads[c].template data_ptr<double>());
-  }
-  std::vector<at::Tensor> results{gradient_of(parameters[0], grads.narrow(1, 0, num_points))};
-  for (int i = 1; i < 5; ++i) results.push_back(gradient_of(parameters[i], grads.select(1, num_points + i - 1)));
-  return results;
-}
 
 }  // namespace
 }  // namespace pwlu

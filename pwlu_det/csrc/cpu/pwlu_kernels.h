@@ -36,6 +36,10 @@ template <typename T>
 struct PwluDtype {
   using R = Compute<T>;
 
+  // Fills the tables, and sets everything but the parameters.
+  void (*prepare)(PwluFunction<R>& function, R* value, R* slope);
+  // The gradients of the parameters from the moments: those of the points, then of B_L, B_R, K_L and K_R.
+  void (*finish)(const PwluFunction<R>& function, const Moments& moments, double* grads);
   // n elements of one channel
   void (*forward)(const T* x, T* y, int64_t n, const PwluFunction<R>& function);
   void (*backward)(const T* grad, const T* x, T* grad_x, int64_t n, const PwluFunction<R>& function,

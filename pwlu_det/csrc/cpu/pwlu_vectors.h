@@ -8,8 +8,8 @@ namespace {
 
 template <typename T>
 constexpr pwlu::PwluDtype<T> pwlu_dtype() {
-  return {forward_any_row<T>, backward_any_row<T>,   relu_sums_row<T>,
-          forward_block<T>,   backward_any_block<T>, relu_sums_block<T>};
+  return {prepare<float>,   finish<float>,    forward_any_row<T>,    backward_any_row<T>,
+          relu_sums_row<T>, forward_block<T>, backward_any_block<T>, relu_sums_block<T>};
 }
 
 constexpr pwlu::PwluKernels pwlu_kernels() {

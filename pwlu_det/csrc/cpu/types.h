@@ -6,6 +6,8 @@
 
 // A function that is always inlined, so that files compiled for different processors do not share its code.
 #define PWLU_INLINE inline __attribute__((always_inline))
+// The same for lambdas.
+#define PWLU_INLINED __attribute__((always_inline))
 
 namespace pwlu {
 
