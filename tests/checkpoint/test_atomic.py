@@ -69,6 +69,28 @@ def test_error_in_the_block_is_propagated(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_contents_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    """After a power failure, the name must not lead to an empty file, nor the new file be forgotten."""
+    events, synchronize, rename = [], os.fsync, os.replace
+
+    def fsync(descriptor):
+        events.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}"), os.fstat(descriptor).st_size))
+        synchronize(descriptor)
+
+    def replace(source, target):
+        events.append(("rename", source, target))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    with atomic_writer(str(tmp_path / "file")) as f:
+        f.write(b"content")
+    synced, renamed, folder_synced = events
+    assert synced == ("sync", f.name, 7)
+    assert renamed == ("rename", f.name, str(tmp_path / "file"))
+    assert folder_synced[:2] == ("sync", str(tmp_path))
+
+
 # --- several writers of one file ------------------------------------------------------------------
 
 
