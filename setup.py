@@ -54,7 +54,8 @@ def cuda_extension():
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(listed) + "+PTX"
     sources = ["pwlu_cuda.cpp", "pwlu_forward.cu", "pwlu_backward.cu", "pwlu_phase1.cu"]
     sources += ["pointwise_cuda.cpp", "pointwise_forward.cu", "pointwise_backward.cu"]
-    sources += ["frelu_cuda.cpp", "frelu.cu"]
+    sources += ["frelu_cuda.cpp", "frelu.cu", "norm_cuda.cpp", "norm.cu", "norm_pwlu.cu"]
+    sources += ["norm_pointwise_forward.cu", "norm_pointwise_backward.cu"]
     return cpp_extension.CUDAExtension(
         CUDA,
         [f"pwlu_det/csrc/cuda/{source}" for source in sources],

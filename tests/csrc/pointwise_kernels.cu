@@ -2,12 +2,12 @@
 // long.
 #include "pointwise.cuh"
 
-#define ALL(F, T, ITEMS)                                                                                \
-  template __global__ void pointwise_kernel<F, T, ITEMS>(ITEMS, const T*, T*, Site<F, Real<T>>);        \
-  template __global__ void pointwise_backward_kernel<false, F, T, ITEMS>(ITEMS, const T*, const T*, T*, \
-                                                                         Site<F, Real<T>>, double*);    \
-  template __global__ void pointwise_backward_kernel<true, F, T, ITEMS>(ITEMS, const T*, const T*, T*,  \
-                                                                        Site<F, Real<T>>, double*);
+#define ALL(F, T, ITEMS)                                                                                            \
+  template __global__ void pointwise_kernel<F, TensorInput<T>, ITEMS>(ITEMS, TensorInput<T>, T*, Site<F, Real<T>>); \
+  template __global__ void pointwise_backward_kernel<false, F, TensorInput<T>, ITEMS>(                              \
+      ITEMS, const T*, TensorInput<T>, T*, Site<F, Real<T>>, double*);                                              \
+  template __global__ void pointwise_backward_kernel<true, F, TensorInput<T>, ITEMS>(                               \
+      ITEMS, const T*, TensorInput<T>, T*, Site<F, Real<T>>, double*);
 #define CONTIGUOUS(F)   \
   ALL(F, float, Planes) \
   ALL(F, Half, Planes)  \

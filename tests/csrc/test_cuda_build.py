@@ -15,7 +15,7 @@ import sys, warnings
 warnings.simplefilter("ignore")
 import torch, pwlu_det.ops
 torch.ops.load_library(sys.argv[1])
-for name in ("pwlu", *pwlu_det.ops.pointwise.TABLE, "frelu", "frelu_convolve"):
+for name in ("pwlu", *pwlu_det.ops.pointwise.TABLE, "frelu", "frelu_convolve", "norm_activation"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pwlu_det::{name}_backward", "CUDA"), name
 from torch._subclasses.fake_tensor import FakeTensorMode
 with FakeTensorMode():

@@ -205,8 +205,8 @@ FAULTS = {
     ),
     "a channel beyond the last one": Fault("frelu_strips.cuh", "channel() < channels_;", "true;"),
     "strips beyond the last one": Fault("frelu_strips.cuh", "if (number >= strips_) return;", ""),
-    "too little shared memory": Fault("frelu_sums.cuh", "kThreads * sizeof", "(kThreads - 1) * sizeof"),
-    "sums are added up before they are complete": Fault("frelu_sums.cuh", "  __syncthreads();\n", "", PLAIN),
+    "too little shared memory": Fault("sums.cuh", "kThreads * sizeof", "(kThreads - 1) * sizeof"),
+    "sums are added up before they are complete": Fault("sums.cuh", "  __syncthreads();\n", "", PLAIN),
     "strips do not overlap": Fault("frelu_strips.cuh", "strip.rows - !strip.below", "strip.rows - 1", PLAIN),
     "the filter is not flipped": Fault("frelu_strips.cuh", "weight[8 - k], tap", "weight[k], tap", PLAIN),
     "a gradient that is not needed is written": Fault(

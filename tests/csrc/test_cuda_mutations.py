@@ -21,10 +21,10 @@ pytestmark = needs_compiler
 
 FAULTS = {
     "tables are read before they are built": Fault(
-        "pwlu_forward.cuh", "    __syncthreads();\n    item.sweep", "    item.sweep", THREADS
+        "pwlu_forward.cuh", "    __syncthreads();\n    input.sweep", "    input.sweep", THREADS
     ),
     "sums are taken before they are complete": Fault(
-        "pwlu_backward.cuh", "== 0)}, body);\n    __syncthreads();", "== 0)}, body);"
+        "pwlu_backward.cuh", "finite();\n    __syncthreads();", "finite();"
     ),
     "gradients are computed before the sums are complete": Fault(
         "pwlu_backward.cuh", "if (__syncthreads_and(fits)) {", "if (fits) {"
@@ -44,7 +44,7 @@ FAULTS = {
     "bins are off by one": Fault("pwlu_tables.cuh", "0x4b3fffffu", "0x4b400000u"),
     "bins are rounded to nearest": Fault("pwlu_tables.cuh", "__fadd_rd(u, 12582912.0f)", "(u + 12582912.0f)"),
     "too little shared memory": Fault(
-        "pwlu_backward.cu", "table + size * kColumn", "table + (size - 1) * kColumn"
+        "pwlu_backward.cuh", "table + size * kColumn", "table + (size - 1) * kColumn"
     ),
     "all windows write to the first one": Fault(
         "pwlu_backward.cuh", "windows.first() + c, amount", "c, amount"
@@ -56,16 +56,16 @@ FAULTS = {
         "pwlu_backward.cuh", "      good &= is_finite(amount) && is_finite(moment);\n", ""
     ),
     "too little shared memory without sums": Fault(
-        "pwlu_backward.cu", "{1, 0, use_table}, use_table ? table : 0", "{1, 0, use_table}, 0"
+        "pwlu_backward.cuh", "{1, 0, use_table}, use_table ? table : 0", "{1, 0, use_table}, 0"
     ),
     "a gradient that is not needed is written": Fault(
         "pwlu_backward.cuh", "(grad_x && windows.number() == 0)", "windows.number() == 0"
     ),
     "a gradient that is not needed is recomputed": Fault(
-        "pwlu_backward.cuh", "if (grad_x && windows", "if (windows"
+        "pwlu_backward.cuh", "write = grad_x && !", "write = !"
     ),
     "gradients that are not needed are finished": Fault(
-        "pwlu_backward.cu", "status != 0 || !gradients", "status != 0"
+        "pwlu_backward.cuh", "status != 0 || !kSums", "status != 0"
     ),
 }
 

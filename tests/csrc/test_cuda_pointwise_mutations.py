@@ -43,7 +43,7 @@ FAULTS = {
     "a gradient that is not needed is written": Fault("pointwise.cuh", "!kSums || grad_x", "true"),
     "a gradient that is not needed is recomputed": Fault("pointwise.cuh", "write = grad_x && ", "write = "),
     "gradients that are not needed are finished": Fault(
-        "pointwise_backward.cu", "status != 0 || !gradients", "status != 0"
+        "pointwise.cuh", "status != 0 || !kSums", "status != 0"
     ),
     "finite results are recomputed, and others are not": Fault(
         "pointwise.cuh", "if (kFast<F, T> && is_finite", "if (kFast<F, T> && !is_finite"

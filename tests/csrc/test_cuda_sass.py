@@ -61,7 +61,7 @@ def test_registers_and_spills_of_pointwise_activations(pointwise):
 @every_kernel
 def test_instructions_of_the_hot_loop(pwlu, kernel, cuda_type):
     name, argument = KERNELS[kernel]
-    name = f"pwlu_{name}<{argument}{cuda_type}, pwlu::Planes>("
+    name = f"pwlu_{name}<{argument}pwlu::TensorInput<{cuda_type}>, pwlu::Planes, {cuda_type}>("
     check_hot_loop(pwlu, name, f"{kernel} {TYPES[cuda_type]}", kernel, cuda_type)
 
 
@@ -70,6 +70,6 @@ def test_instructions_of_the_hot_loop(pwlu, kernel, cuda_type):
 @pytest.mark.parametrize("activation", POINTWISE)
 def test_instructions_of_pointwise_activations(pointwise, activation, kernel, cuda_type):
     name, argument = KERNELS[kernel]
-    arguments = f"{argument}pwlu::(anonymous namespace)::{activation}, {cuda_type}, pwlu::Planes"
-    name = f"pointwise_{name}<{arguments}>("
+    arguments = f"pwlu::TensorInput<{cuda_type}>, pwlu::Planes, {cuda_type}"
+    name = f"pointwise_{name}<{argument}pwlu::(anonymous namespace)::{activation}, {arguments}>("
     check_hot_loop(pointwise, name, f"{activation} {kernel} {TYPES[cuda_type]}", kernel, cuda_type)

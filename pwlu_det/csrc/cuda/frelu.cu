@@ -25,13 +25,6 @@ auto with_pixels(const Images& images, Element element, const F& f) {
   return with_items({images.batch, images.channels, pixels, rows}, element, rows, f);
 }
 
-// Launches the second step of sums over a channel.
-template <int kSums, typename Work, typename Finish>
-int finish_sums(const Work& work, const double* parts, const Finish& finish, void* stream) {
-  return launch(finish_sums_kernel<kSums, Finish>, (work.channels() + kWarps - 1) / kWarps, kThreads, 0, stream,
-                parts, work.channels(), work.items_of_channel(), finish);
-}
-
 }  // namespace
 
 int64_t frelu_workspace(const Images& images, Element element) {

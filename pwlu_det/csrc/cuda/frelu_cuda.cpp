@@ -6,7 +6,7 @@
 
 #include "../signatures.h"
 #include "frelu_launch.h"
-#include "glue.h"
+#include "norm_tensors.h"
 
 namespace pwlu {
 namespace {
@@ -36,22 +36,6 @@ struct ConvolutionTensors {
   ConvolutionTensors(const Tensor& x, const Tensor& weight, const Tensor& bias)
       : weight(dense_parameter(x, weight)), bias(dense_parameter(x, bias)) {}
   Convolution arrays() const { return {weight.const_data_ptr(), bias.const_data_ptr()}; }
-};
-
-struct NormTensors {
-  Tensor mean, var, weight, bias;
-  double eps;
-
-  NormTensors(const Tensor& x, const Tensor& mean, const Tensor& var, const Tensor& weight, const Tensor& bias,
-              double eps)
-      : mean(dense_parameter(x, mean)),
-        var(dense_parameter(x, var)),
-        weight(dense_parameter(x, weight)),
-        bias(dense_parameter(x, bias)),
-        eps(eps) {}
-  Norm arrays() const {
-    return {mean.const_data_ptr(), var.const_data_ptr(), weight.const_data_ptr(), bias.const_data_ptr(), eps};
-  }
 };
 
 Tensor inference(const Tensor& x, const Tensor& weight, const Tensor& bias) {

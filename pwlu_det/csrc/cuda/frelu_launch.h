@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "element.h"
+#include "norm.h"
 
 namespace pwlu {
 
@@ -13,19 +14,13 @@ struct Images {
   bool channels_last;
 };
 
-// The convolution: weight is [channels, 3, 3], bias is [channels]. These and all arrays below are double if the
+// The convolution: weight is [channels, 3, 3], bias is [channels]. These and all other arrays are double if the
 // elements are, and float otherwise.
 struct Convolution {
   const void *weight, *bias;
 };
 struct ConvolutionGradients {
   void *weight, *bias;
-};
-
-// The batch norm: all arrays are [channels].
-struct Norm {
-  const void *mean, *var, *weight, *bias;
-  double eps;
 };
 
 // The number of doubles of workspace that is enough for each of the launchers below.

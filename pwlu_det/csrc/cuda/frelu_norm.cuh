@@ -3,36 +3,11 @@
 #pragma once
 
 #include "frelu_launch.h"
-#include "frelu_sums.cuh"
+#include "sums.cuh"
 #include "items.cuh"
+#include "norm_line.cuh"
 
 namespace pwlu {
-
-template <typename R>
-struct NormArrays {
-  const R *mean, *var, *weight, *bias;
-  R eps;
-
-  explicit NormArrays(const Norm& n)
-      : mean(static_cast<const R*>(n.mean)),
-        var(static_cast<const R*>(n.var)),
-        weight(static_cast<const R*>(n.weight)),
-        bias(static_cast<const R*>(n.bias)),
-        eps(R(n.eps)) {}
-};
-
-// The norm of one channel as a linear function: (conv - mean) * scale + bias.
-template <typename R>
-struct NormLine {
-  R mean, rstd, scale, bias;
-
-  __device__ NormLine(const NormArrays<R>& arrays, int64_t channel)
-      : mean(arrays.mean[channel]),
-        rstd(1 / sqrt(arrays.var[channel] + arrays.eps)),
-        scale(arrays.weight[channel] * rstd),
-        bias(arrays.bias[channel]) {}
-  __device__ __forceinline__ R operator()(R conv) const { return fma(conv - mean, scale, bias); }
-};
 
 template <typename R>
 struct NormaliseBody {

@@ -9,7 +9,7 @@
 
 #include "device.cuh"
 #include "frelu_launch.h"
-#include "frelu_sums.cuh"
+#include "sums.cuh"
 
 namespace pwlu {
 

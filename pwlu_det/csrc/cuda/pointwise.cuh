@@ -5,10 +5,11 @@
 // parameters are computed in double, by a simple and slow loop.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "dispatch.cuh"
-#include "items.cuh"
+#include "inputs.cuh"
 #include "pointwise_launch.h"
 #include "pointwise_number.cuh"
 
@@ -87,10 +88,11 @@ __device__ __noinline__ double careful_value(const F& function, double x, const 
 
 // Recomputes in double the results that are not finite, or all of them. It takes the kernel's own arguments, so that
 // the kernel needs no registers for it.
-template <typename F, typename T, typename Items>
-__device__ __noinline__ void recompute_pointwise(Items items, const T* x, T* y, Site<F, Real<T>> site) {
+template <typename F, typename Input, typename Items, typename T>
+__device__ __noinline__ void recompute_pointwise(Items items, Input input, T* y, Site<F, Real<T>> site) {
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
+  const auto x = input.of(item.channel);
   double own[kMaxSize<F>];
   site.load(item.channel, own);
   item.for_each(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
@@ -99,18 +101,33 @@ __device__ __noinline__ void recompute_pointwise(Items items, const T* x, T* y, 
   });
 }
 
-template <typename F, typename T, typename Items>
+template <typename F, typename Input, typename Items, typename T = typename Input::Element>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    pointwise_kernel(Items items, const T* x, T* y, Site<F, Real<T>> site) {
+    pointwise_kernel(Items items, Input input, T* y, Site<F, Real<T>> site) {
   bool good = false;
   if constexpr (kFast<F, T>) {
     const auto item = items.item(blockIdx.x);
     PointwiseBody<F> body;
     site.load(item.channel, body.own);
-    item.sweep(Streams<T, 1>{{x}, y, true}, body);
+    input.sweep(item, y, body);
     good = body.trap.value == 0;
   }
-  if (__syncthreads_or(!good)) recompute_pointwise<F>(items, x, y, site);
+  if (__syncthreads_or(!good)) recompute_pointwise<F>(items, input, y, site);
+}
+
+// Input<T> is made from `source`.
+template <template <typename> class Input, typename Source>
+int launch_pointwise_of(Activation activation, const Layout& layout, Element element,
+                        const PointwiseParameters& parameters, const Source& source, void* y, void* stream) {
+  return with_items(layout, element, layout.channels_last, [&](auto tag, const auto& items) {
+    using T = typename decltype(tag)::type;
+    using Items = std::decay_t<decltype(items)>;
+    return with_activation(activation, parameters.size, [&](const auto& function) {
+      using F = std::decay_t<decltype(function)>;
+      return launch(pointwise_kernel<F, Input<T>, Items>, items.items(), kThreads, 0, stream, items, Input<T>(source),
+                    static_cast<T*>(y), Site<F, Real<T>>(function, parameters));
+    });
+  });
 }
 
 // --- backward ------------------------------------------------------------------------------------
@@ -170,14 +187,18 @@ __device__ __noinline__ double careful_slope(const F& function, double x, const 
   return function.backward(x, own, by_own);
 }
 
-// Recomputes the sums of a thread in double, and those elements of dx that are not finite, or all of them.
-template <bool kSums, typename F, typename T, typename Items>
-__device__ __noinline__ void recompute_pointwise_backward(Items items, const T* grad, const T* x, T* grad_x,
-                                                          Site<F, Real<T>> site, double* sums) {
+// Recomputes the sums of a thread in double, and those elements of dx that are not finite, or all of them. Returns
+// the input's own sums.
+template <bool kSums, typename F, typename Input, typename Items, typename T>
+__device__ __noinline__ typename Input::Sums recompute_pointwise_backward(Items items, const T* grad, Input input,
+                                                                          T* grad_x, Site<F, Real<T>> site,
+                                                                          double* sums) {
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
+  const auto x = input.of(item.channel);
   double own[kMaxSize<F>], by_own[kMaxSize<F>];
   site.load(item.channel, own);
+  typename Input::Sums input_sums{};
   const int count = kSums ? site.size() : 0;
   for (int k = 0; k < count; ++k) sums[k] = 0;
   item.for_each(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
@@ -185,27 +206,31 @@ __device__ __noinline__ void recompute_pointwise_backward(Items items, const T* 
     if (!kSums && !write) return;
     const double g = to_real(grad[at]), by_x = g * careful_slope(site.function, to_real(x[at]), own, by_own);
     if (write) from_real(Real<T>(by_x), grad_x[at]);
+    input.add(x, at, by_x, input_sums);
     for (int k = 0; k < count; ++k) sums[k] += g * by_own[k];
   });
+  return input_sums;
 }
 
 // grad_x is null if it is not needed. kSums: whether the sums are needed.
-template <bool kSums, typename F, typename T, typename Items>
+template <bool kSums, typename F, typename Input, typename Items, typename T = typename Input::Element>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    pointwise_backward_kernel(Items items, const T* grad, const T* x, T* grad_x, Site<F, Real<T>> site,
+    pointwise_backward_kernel(Items items, const T* grad, Input input, T* grad_x, Site<F, Real<T>> site,
                               double* partials) {
   double sums[kMaxSize<F>];
+  typename Input::Sums input_sums;
   bool good = false;
   if constexpr (kFast<F, T>) {
     const auto item = items.item(blockIdx.x);
     PointwiseBackwardBody<F, kSums> body;
     site.load(item.channel, body.own);
-    item.sweep(Streams<T, 2>{{x, grad}, grad_x, !kSums || grad_x}, body);
-    good = !__syncthreads_or(!body.good());
+    input.sweep(item, grad, grad_x, !kSums || grad_x, body, input_sums);
+    good = !__syncthreads_or(!(body.good() && input_sums.finite()));
     for (int k = 0; k < body.kCount; ++k) sums[k] = body.sums[k].value;
   }
-  if (!good) recompute_pointwise_backward<kSums, F>(items, grad, x, grad_x, site, sums);
+  if (!good) input_sums = recompute_pointwise_backward<kSums, F>(items, grad, input, grad_x, site, sums);
   if (kSums) add_up(items, site.size(), partials, sums);
+  input.store(items, items.item(blockIdx.x), input_sums);
 }
 
 // Adds up the items of each channel, with one warp per sum.
@@ -216,6 +241,28 @@ __global__ void pointwise_finish_kernel(const double* partials, int64_t channels
   if (number >= channels * gradients.size) return;  // the whole warp
   const double sum = warp_total(partials + number * items, items);
   if (threadIdx.x % kWarp == 0) gradients.at(int(number % gradients.size), number / gradients.size) = P(sum);
+}
+
+// Input<T> is made from `source`. Without kSums, `gradients` is not used.
+template <bool kSums, template <typename> class Input, typename Source>
+int launch_pointwise_backward_of(Activation activation, const Layout& layout, Element element,
+                                 const PointwiseParameters& parameters, const void* grad, const Source& source,
+                                 void* grad_x, const PointwiseGradients* gradients, double* workspace, void* stream) {
+  return with_items(layout, element, layout.channels_last, [&](auto tag, const auto& items) {
+    using T = typename decltype(tag)::type;
+    using Items = std::decay_t<decltype(items)>;
+    const int status = with_activation(activation, parameters.size, [&](const auto& function) {
+      using F = std::decay_t<decltype(function)>;
+      const int64_t bytes = std::max<int64_t>(kSums ? sum_bytes(parameters.size) : 0, Input<T>::kSharedBytes);
+      return launch(pointwise_backward_kernel<kSums, F, Input<T>, Items>, items.items(), kThreads, bytes, stream,
+                    items, static_cast<const T*>(grad), Input<T>(source), static_cast<T*>(grad_x),
+                    Site<F, Real<T>>(function, parameters), workspace);
+    });
+    if (status != 0 || !kSums) return status;
+    const int64_t sums = items.channels() * parameters.size;
+    return launch(pointwise_finish_kernel<Real<T>>, (sums + kWarps - 1) / kWarps, kThreads, 0, stream, workspace,
+                  items.channels(), items.items_of_channel(), CoefficientTable<Real<T>>(*gradients));
+  });
 }
 
 }  // namespace pwlu

@@ -3,7 +3,9 @@
 // gradients from the sums. Each thread has its own bins in shared memory, so no atomics are needed.
 #pragma once
 
-#include "items.cuh"
+#include <utility>
+
+#include "inputs.cuh"
 #include "pwlu_tables.cuh"
 
 namespace pwlu {
@@ -89,18 +91,23 @@ class Partials {
 };
 
 // Recomputes the sums of an item in double, with one thread per bin, and its dx if the channel does not fit in R.
-// It takes the kernel's own arguments, so that the kernel needs no registers for it.
-template <bool kSums, typename T, typename Items>
-__device__ __noinline__ void recompute_pwlu_backward(Items items, const T* grad, const T* x, T* grad_x,
-                                                     ParameterArrays<Real<T>> arrays, Windows windows,
-                                                     Partials partials) {
+// Returns the input's own sums. It takes the kernel's own arguments, so that the kernel needs no registers for it.
+template <bool kSums, typename Input, typename Items, typename T>
+__device__ __noinline__ typename Input::Sums recompute_pwlu_backward(Items items, const T* grad, Input input,
+                                                                     T* grad_x, ParameterArrays<Real<T>> arrays,
+                                                                     Windows windows, Partials partials) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x / windows.count);
   const CarefulFunction<R, R> function(arrays.of(item.channel));
-  if (grad_x && windows.number() == 0 && !(windows.use_table && function.fits())) {
+  const auto x = input.of(item.channel);
+  const bool write = grad_x && !(windows.use_table && function.fits());
+  typename Input::Sums input_sums{};
+  if ((write || Input::kHasSums) && windows.number() == 0) {
     item.for_each(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
-      from_real(R(double(to_real(grad[at])) * function.slope(to_real(x[at]))), grad_x[at]);
+      const double by_x = double(to_real(grad[at])) * function.slope(to_real(x[at]));
+      if (write) from_real(R(by_x), grad_x[at]);
+      input.add(x, at, by_x, input_sums);
     });
   }
   const int columns = kSums ? windows.columns(arrays.num_intervals) : 0;
@@ -115,17 +122,19 @@ __device__ __noinline__ void recompute_pwlu_backward(Items items, const T* grad,
     });
     if (item.active()) partials.set(item.channel, item.index, column, amount, moment);
   }
+  return input_sums;
 }
 
 // grad_x is null if it is not needed. kSums: whether the sums are needed.
-template <bool kSums, typename T, typename Items>
+template <bool kSums, typename Input, typename Items, typename T = typename Input::Element>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    pwlu_backward_kernel(Items items, const T* grad, const T* x, T* grad_x, ParameterArrays<Real<T>> arrays,
+    pwlu_backward_kernel(Items items, const T* grad, Input input, T* grad_x, ParameterArrays<Real<T>> arrays,
                          Windows windows, Partials partials) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
   const int columns = kSums ? windows.columns(arrays.num_intervals) : 0;
   const auto item = items.item(blockIdx.x / windows.count);
+  typename Input::Sums input_sums;
   bool good = false;
   if (windows.use_table) {
     const auto p = arrays.of(item.channel);
@@ -134,7 +143,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     for (int c = 0; c < columns; ++c) table.sums[c * kThreads + threadIdx.x] = {0, 0};
     good = table.make(p, body.line);
     __syncthreads();
-    item.sweep(Streams<T, 2>{{x, grad}, grad_x, !kSums || (grad_x && windows.number() == 0)}, body);
+    input.sweep(item, grad, grad_x, !kSums || (grad_x && windows.number() == 0), body, input_sums);
+    good &= input_sums.finite();
     __syncthreads();
     // Each warp adds up a column, each lane over the threads of its channel.
     for (int c = threadIdx.x / kWarp; c < columns; c += kWarps) {
@@ -150,7 +160,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       }
     }
   }
-  if (__syncthreads_or(!good)) recompute_pwlu_backward<kSums, T>(items, grad, x, grad_x, arrays, windows, partials);
+  if (__syncthreads_or(!good)) {
+    input_sums = recompute_pwlu_backward<kSums>(items, grad, input, grad_x, arrays, windows, partials);
+  }
+  if (windows.number() == 0) input.store(items, item, input_sums);
 }
 
 // The parameters' gradients of all channels.
@@ -211,6 +224,46 @@ __global__ void pwlu_finish_kernel(ParameterArrays<P> arrays, Partials partials,
   } else {
     finish_channel(p, make_line<double>(p), moments, channel, gradients);
   }
+}
+
+constexpr int64_t kSharedBytes = 48 << 10;  // available to a block on every GPU without opting in to more
+
+// The smallest possible number of windows of about the same size, and the shared memory that they need. If no sums
+// are needed, there is a single window without columns.
+template <typename R, int kLanes>
+std::pair<Windows, int64_t> make_windows(int num_intervals, bool sums) {
+  constexpr int64_t kColumn = kThreads * sizeof(Pair<R>);
+  const int64_t table = table_bytes<R>(PwluBackwardTable<R, kLanes>::kNumbers, num_intervals, kLanes);
+  const bool use_table = table <= kTableBytes;
+  if (!sums) return {{1, 0, use_table}, use_table ? table : 0};
+  const int columns = num_intervals + 2, most = use_table ? int((kSharedBytes - table) / kColumn) : kThreads;
+  const int count = (columns + most - 1) / most, size = (columns + count - 1) / count;
+  return {{count, size, use_table}, use_table ? table + size * kColumn : 0};
+}
+
+// Input<T> is made from `source`. Without kSums, `gradients` is not used.
+template <bool kSums, template <typename> class Input, typename Source>
+int launch_pwlu_backward_of(const Layout& layout, Element element, const PwluParameters& parameters, const void* grad,
+                            const Source& source, void* grad_x, const PwluGradients* gradients, double* workspace,
+                            void* stream) {
+  const int n = parameters.num_intervals;
+  if (!is_supported(layout, element, n)) return kInvalidValue;
+  return with_pwlu_items(layout, element, n, [&](auto tag, const auto& items) {
+    using T = typename decltype(tag)::type;
+    using R = Real<T>;
+    using Items = std::decay_t<decltype(items)>;
+    const auto [windows, bytes] = make_windows<R, Items::kLanes>(n, kSums);
+    const ParameterArrays<R> arrays(parameters);
+    const Partials partials(workspace, n, items.items_of_channel());
+    const int status = launch(pwlu_backward_kernel<kSums, Input<T>, Items>, items.items() * windows.count, kThreads,
+                              max(bytes, Input<T>::kSharedBytes), stream, items, static_cast<const T*>(grad),
+                              Input<T>(source), static_cast<T*>(grad_x), arrays, windows, partials);
+    if (status != 0 || !kSums) return status;
+    double* sums = workspace + items.channels() * 2 * (n + 2) * items.items_of_channel();
+    const int threads = items.items_of_channel() > kWarp ? 1024 : kThreads;
+    return launch(pwlu_finish_kernel<R, R>, items.channels(), threads, threads * int64_t(sizeof(double)), stream,
+                  arrays, partials, sums, GradientArrays<R>(*gradients));
+  });
 }
 
 }  // namespace pwlu

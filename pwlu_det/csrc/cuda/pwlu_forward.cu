@@ -11,17 +11,7 @@ bool pwlu_channels_last_fits(Element element, int num_intervals) {
 
 int launch_pwlu(const Layout& layout, Element element, const PwluParameters& parameters, const void* x, void* y,
                 void* stream) {
-  const int n = parameters.num_intervals;
-  if (!is_supported(layout, element, n)) return kInvalidValue;
-  return with_pwlu_items(layout, element, n, [&](auto tag, const auto& items) {
-    using T = typename decltype(tag)::type;
-    using R = Real<T>;
-    using Items = std::decay_t<decltype(items)>;
-    const int64_t bytes = table_bytes<R>(PwluTable<R, Items::kLanes>::kNumbers, n, Items::kLanes);
-    const bool use_table = bytes <= kTableBytes;
-    return launch(pwlu_kernel<T, Items>, items.items(), kThreads, use_table ? bytes : 0, stream, items,
-                  static_cast<const T*>(x), static_cast<T*>(y), ParameterArrays<R>(parameters), use_table);
-  });
+  return launch_pwlu_of<TensorInput>(layout, element, parameters, x, y, stream);
 }
 
 }  // namespace pwlu

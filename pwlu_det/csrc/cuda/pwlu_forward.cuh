@@ -1,7 +1,7 @@
 // Forward of PWLU (equation 1).
 #pragma once
 
-#include "items.cuh"
+#include "inputs.cuh"
 #include "pwlu_tables.cuh"
 
 namespace pwlu {
@@ -50,22 +50,23 @@ struct PwluBody {
 
 // Recomputes the results that are not finite, or all of them if the channel does not fit in R or has no table.
 // It takes the kernel's own arguments, so that the kernel needs no registers for it.
-template <typename T, typename Items>
-__device__ __noinline__ void recompute_pwlu(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays,
+template <typename Input, typename Items, typename T>
+__device__ __noinline__ void recompute_pwlu(Items items, Input input, T* y, ParameterArrays<Real<T>> arrays,
                                             bool use_table) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
   const CarefulFunction<R, R> function(arrays.of(item.channel));
+  const auto x = input.of(item.channel);
   const bool all = !use_table || !function.fits();
   item.for_each(threadIdx.x / kLanes, kThreads / kLanes, [&](int64_t at) {
     if (all || !is_finite(to_real(y[at]))) from_real(R(function.value(to_real(x[at]))), y[at]);
   });
 }
 
-template <typename T, typename Items>
+template <typename Input, typename Items, typename T = typename Input::Element>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    pwlu_kernel(Items items, const T* x, T* y, ParameterArrays<Real<T>> arrays, bool use_table) {
+    pwlu_kernel(Items items, Input input, T* y, ParameterArrays<Real<T>> arrays, bool use_table) {
   using R = Real<T>;
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
@@ -76,10 +77,27 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     PwluBody<kLanes, R> body(table, make_line<R>(p));
     good = table.make(p, body.line);
     __syncthreads();
-    item.sweep(Streams<T, 1>{{x}, y, true}, body);
+    input.sweep(item, y, body);
     good &= body.trap == 0;
   }
-  if (__syncthreads_or(!good)) recompute_pwlu<T>(items, x, y, arrays, use_table);
+  if (__syncthreads_or(!good)) recompute_pwlu(items, input, y, arrays, use_table);
+}
+
+// Input<T> is made from `source`.
+template <template <typename> class Input, typename Source>
+int launch_pwlu_of(const Layout& layout, Element element, const PwluParameters& parameters, const Source& source,
+                   void* y, void* stream) {
+  const int n = parameters.num_intervals;
+  if (!is_supported(layout, element, n)) return kInvalidValue;
+  return with_pwlu_items(layout, element, n, [&](auto tag, const auto& items) {
+    using T = typename decltype(tag)::type;
+    using R = Real<T>;
+    using Items = std::decay_t<decltype(items)>;
+    const int64_t bytes = table_bytes<R>(PwluTable<R, Items::kLanes>::kNumbers, n, Items::kLanes);
+    const bool use_table = bytes <= kTableBytes;
+    return launch(pwlu_kernel<Input<T>, Items>, items.items(), kThreads, use_table ? bytes : 0, stream, items,
+                  Input<T>(source), static_cast<T*>(y), ParameterArrays<R>(parameters), use_table);
+  });
 }
 
 }  // namespace pwlu

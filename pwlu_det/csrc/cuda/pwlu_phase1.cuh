@@ -31,13 +31,13 @@ __device__ inline double reference_point(const T* x, int64_t first) {
   return is_finite(value) ? value : 0;
 }
 
-// sums is [channel][2][item].
+// y may be null; sums is [channel][2][item].
 template <typename T, typename Items>
 __global__ void __launch_bounds__(kThreads, kBlocks) pwlu_phase1_kernel(Items items, const T* x, T* y, double* sums) {
   constexpr int kLanes = Items::kLanes;
   const auto item = items.item(blockIdx.x);
   ReluBody<Real<T>> body;
-  item.sweep(Streams<T, 1>{{x}, y, true}, body);
+  item.sweep(Streams<T, 1>{{x}, y, y != nullptr}, body);
 
   const double shift = double(body.pivot) - reference_point(x, items.first_of(item.channel));
   double* scratch = reinterpret_cast<double*>(shared_memory);
@@ -50,18 +50,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pwlu_phase1_kernel(Items it
   sums[(item.channel * 2 + 1) * n + item.index] = squares;
 }
 
-// One warp per channel.
+// One warp per channel. The sum of squared deviations is divided by `divisor`.
 template <typename T, typename Items>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    pwlu_phase1_finish_kernel(Items items, const T* x, const double* sums, double count, Real<T>* mean,
-                              Real<T>* deviation) {
+    pwlu_phase1_finish_kernel(Items items, const T* x, const double* sums, double count, double divisor,
+                              Real<T>* mean, Real<T>* deviation) {
   const int64_t channel = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp, n = items.items_of_channel();
   if (channel >= items.channels()) return;  // the whole warp
   const double sum = warp_total(sums + channel * 2 * n, n), squares = warp_total(sums + (channel * 2 + 1) * n, n);
   if (threadIdx.x % kWarp > 0) return;
   const double centered = squares - sum * (sum / count);
   mean[channel] = Real<T>(reference_point(x, items.first_of(channel)) + sum / count);
-  deviation[channel] = Real<T>(centered < 0 ? 0 : centered);  // keeps NaN
+  deviation[channel] = Real<T>((centered < 0 ? 0 : centered) / divisor);  // keeps NaN
 }
 
 }  // namespace pwlu

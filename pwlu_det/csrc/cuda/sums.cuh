@@ -36,4 +36,11 @@ __global__ void finish_sums_kernel(const double* parts, int64_t channels, int64_
   if (threadIdx.x % kWarp == 0) finish(channel, sums);
 }
 
+// Launches it.
+template <int kSums, typename Work, typename Finish>
+int finish_sums(const Work& work, const double* parts, const Finish& finish, void* stream) {
+  return launch(finish_sums_kernel<kSums, Finish>, (work.channels() + kWarps - 1) / kWarps, kThreads, 0, stream,
+                parts, work.channels(), work.items_of_channel(), finish);
+}
+
 }  // namespace pwlu
