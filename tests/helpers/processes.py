@@ -49,6 +49,23 @@ def cpu_seconds(*pids: int) -> int:
     return sum(seconds for pid, (_, seconds) in table.items() if belongs(pid))
 
 
+def members(process, text=""):
+    """Ids of the running processes of a command whose command line contains ``text``."""
+    columns = ["ps", "-ww", "-eo", "pid=,pgid=,stat=,args="]
+    lines = subprocess.run(columns, capture_output=True, text=True).stdout.splitlines()
+    running = (line.split(maxsplit=3) for line in lines)
+    return [
+        int(pid)
+        for pid, group, state, arguments in running
+        if int(group) == process.pid and not state.startswith("Z") and text in arguments
+    ]
+
+
+def trainers(process):
+    """Ids of the training processes that a command has spawned, without auxiliary ones."""
+    return members(process, "spawn_main")
+
+
 def end(*processes: subprocess.Popen) -> None:
     """Kill the process groups of commands started by :func:`start`, if they are still running."""
     for process in processes:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from kill_and_resume import ROOT, differences, load_final
-from processes import free_port, start, wait_for_exit, wait_for_metrics
+from processes import free_port, start, trainers, wait_for_exit, wait_for_metrics
 from small_runs import SMALL
 
 CONFIG = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
@@ -80,16 +80,21 @@ def uninterrupted(tmp_path_factory):
     return final
 
 
-@pytest.mark.parametrize("whole_group", [False, True], ids=["only the first", "the whole group"])
-@pytest.mark.parametrize("processes", [(), TWO], ids=["1 process", "2 processes"])
-def test_run_stopped_by_sigterm_resumes_exactly(tmp_path, uninterrupted, processes, whole_group):
+SENT_TO = {
+    "the command": lambda command: command.terminate(),
+    "the whole group": lambda command: os.killpg(command.pid, signal.SIGTERM),
+    "the second process": lambda command: os.kill(trainers(command)[1], signal.SIGTERM),
+}
+
+
+@pytest.mark.parametrize(
+    "processes, sent_to", [((), "the command"), ((), "the whole group"), *((TWO, name) for name in SENT_TO)]
+)
+def test_run_stopped_by_sigterm_resumes_exactly(tmp_path, uninterrupted, processes, sent_to):
     folder = tmp_path / "stopped"
     process = launch(folder, *processes, options=LONG)
     wait_for_metrics(folder, process)
-    if whole_group:
-        os.killpg(process.pid, signal.SIGTERM)
-    else:
-        process.terminate()
+    SENT_TO[sent_to](process)
     assert wait_for_exit(process) == 143, log_of(folder).read_text()[-3000:]
     last = (folder / "last_checkpoint").read_text()
     assert last.startswith("model_00000") and (folder / last).exists()

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from kill_and_resume import ROOT, differences
-from processes import end, free_port, start, wait_for_exit, wait_for_metrics, wait_until
+from processes import end, free_port, members, start, trainers, wait_for_exit, wait_for_metrics, wait_until
 
 CONFIG = ROOT / "configs/quickstart/retinanet_R_18_FPN_digits_pwlu.yaml"
 ITERATIONS = 12
@@ -77,23 +77,6 @@ def test_two_machines_match_one_process(tmp_path, one_process):
     for machine in machines:
         assert wait_for_exit(machine) == 0, output(tmp_path)[-4000:]
     check_ranks(tmp_path, 2, one_process)
-
-
-def members(process, text=""):
-    """Ids of the running processes of a command whose command line contains ``text``."""
-    columns = ["ps", "-ww", "-eo", "pid=,pgid=,stat=,args="]
-    lines = subprocess.run(columns, capture_output=True, text=True).stdout.splitlines()
-    running = (line.split(maxsplit=3) for line in lines)
-    return [
-        int(pid)
-        for pid, group, state, arguments in running
-        if int(group) == process.pid and not state.startswith("Z") and text in arguments
-    ]
-
-
-def trainers(process):
-    """Ids of the training processes that a command has spawned, without auxiliary ones."""
-    return members(process, "spawn_main")
 
 
 LONG = ("SOLVER.MAX_ITER", 100000)
