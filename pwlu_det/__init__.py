@@ -11,7 +11,7 @@ import importlib.util
 from importlib import import_module
 
 from pwlu_det.activations import PWLU, build_activation, fuse_norms, register_activation
-from pwlu_det.conversion import convert_model
+from pwlu_det.conversion import convert_model, for_inference
 from pwlu_det.errors import CheckpointError, ConfigError, DatasetError, PwluDetError
 
 __version__ = "0.1.0"
@@ -37,6 +37,7 @@ __all__ = [
     "PwluDetError",
     "build_activation",
     "convert_model",
+    "for_inference",
     "fuse_norms",
     "register_activation",
     *sorted(_NEED_DETECTRON2),

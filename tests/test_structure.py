@@ -13,13 +13,13 @@ FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-NEED_DETECTRON2 = ("backbone", "engine", "checkpoint", "data")
+NEED_DETECTRON2 = ("backbone", "engine", "checkpoint", "data", "export")
 # Imported inside functions, since most of the package works without them.
-OPTIONAL = {"detectron2", "matplotlib", "sklearn", "resource", "yaml"}
+OPTIONAL = {"detectron2", "matplotlib", "onnxruntime", "sklearn", "resource", "yaml"}
 NEED_OPTIONAL = {"pwlu_det.benchmark.models", "pwlu_det.benchmark.networks"}
 # Each layer may import itself and the layers before it.
 LAYERS = ("errors", "ops", "activations", "conversion", "config", "checkpoint", "data", "backbone")
-LAYERS += ("preflight", "engine")
+LAYERS += ("preflight", "engine", "export")
 
 
 def imports(path: Path):

@@ -12,6 +12,17 @@ from pwlu_det.checkpoint.checkpointer import Checkpointer, describe_input
 from pwlu_det.errors import CheckpointError
 
 
+def check_paths(weights: str, output: str, suffix: str) -> None:
+    """Raise CheckpointError if there are no ``weights``, or ``output`` cannot be written."""
+    if not output.endswith(suffix):
+        raise CheckpointError(f"--output is {output!r}; its name must end in {suffix}")
+    folder = os.path.dirname(output) or "."
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"--output: folder {folder} does not exist")
+    if not os.path.isfile(weights):
+        raise CheckpointError(f"--weights: file {weights} does not exist")
+
+
 def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> None:
     """Write the backbone of a trained detector or classifier in detectron2's checkpoint format.
 
@@ -29,20 +40,8 @@ def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> 
     Raises:
         CheckpointError: ``weights`` or ``output`` cannot be used, or ``weights`` lacks this backbone.
     """
-    if not output.endswith(".pth"):
-        raise CheckpointError(f"--output is {output!r}; its name must end in .pth")
-    folder = os.path.dirname(output) or "."
-    if not os.path.isdir(folder):
-        raise CheckpointError(f"--output: folder {folder} does not exist")
-    if not os.path.isfile(weights):
-        raise CheckpointError(f"--weights: file {weights} does not exist")
-
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
-    _load(model, weights)
-
+    check_paths(weights, output, ".pth")
+    model = load_model(cfg, weights)
     backbone = model.backbone
     state = (getattr(backbone, "bottom_up", backbone) if bottom_up else backbone).state_dict()
     state = {key.removeprefix("bottom_up."): value for key, value in state.items()}
@@ -53,7 +52,16 @@ def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> 
         raise CheckpointError(f"--output {output} cannot be written: {error}") from error
 
 
-def _load(model: nn.Module, weights: str) -> None:
+def load_model(cfg, weights: str) -> nn.Module:
+    """Build a model on the CPU, and load its backbone, and what else the file has.
+
+    Raises:
+        CheckpointError: ``weights`` cannot be used, or lacks this backbone.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
     checkpointer = Checkpointer(model)
     checkpointer.load(weights, checkpointables=[])
     lacking = [key for key in checkpointer.incompatible.missing_keys if key.startswith("backbone.")]
@@ -62,3 +70,4 @@ def _load(model: nn.Module, weights: str) -> None:
             f"--weights {weights} does not contain the backbone of --config-file: {len(lacking)} tensors are "
             f"missing or have the wrong shape; the first is {lacking[0]}"
         )
+    return model

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pwlu_det.ops.library import ARGUMENTS, check_arguments
+from pwlu_det.ops.library import ARGUMENTS, PLAIN, check_arguments
 
 _LIBRARY = torch.library.Library("pwlu_det", "FRAGMENT")
 
@@ -62,6 +62,7 @@ def make_differentiable(name: str, plain: Callable, results: Sequence[str] = ("y
         named = _saved(ctx)
         return vjp(plain_backward, [named[label] for label in backward_labels], grads)
 
+    PLAIN[name] = checked_plain
     register_autograd(_overload(name), checked_plain, save, backward)
     register_autograd(backward_op, plain_backward, save_arguments, double_backward)
     _LIBRARY.impl(name, checked_plain, "FuncTorchBatched")

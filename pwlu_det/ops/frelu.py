@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pwlu_det.ops.derivatives import make_differentiable
-from pwlu_det.ops.library import compute_dtype, define, without_autocast
+from pwlu_det.ops.library import call, compute_dtype, define, without_autocast
 
 _X = {"x": "B C H W"}
 _SAVED = {**_X, "conv": "x", "mean": "C", "var": "C"}
@@ -72,7 +72,7 @@ def frelu_inference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     The caller folds a batch norm with fixed statistics into ``weight`` and ``bias``.
     """
-    return torch.ops.pwlu_det.frelu_inference(x, weight, bias)
+    return call("frelu_inference", x, weight, bias)
 
 
 # --- plain torch, for every device without registered kernels -----------------------------------

@@ -21,6 +21,16 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 ARGUMENTS: dict[str, Mapping[str, str]] = {}
 """The shapes of each op's arguments, in the notation of :func:`check_arguments`."""
 
+PLAIN: dict[str, Callable] = {}
+"""Differentiable ops in plain torch and out of place, for autograd and exporters to decompose."""
+
+
+def call(name: str, *values, **named):
+    """Call the op ``pwlu_det::{name}``, or its plain torch while a model is exported to ONNX."""
+    if torch.onnx.is_in_onnx_export():
+        return PLAIN[name](*values, *(named[label] for label in ARGUMENTS[name] if label in named))
+    return getattr(torch.ops.pwlu_det, name)(*values, **named)
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic on an input of ``dtype``: float32, or float64 for float64."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pwlu_det.ops.derivatives import make_differentiable
-from pwlu_det.ops.library import compute_dtype, define
+from pwlu_det.ops.library import call, compute_dtype, define
 
 TABLE: dict[str, dict[str, str]] = {}
 """The shapes of each op's parameters, in the notation of :func:`pwlu_det.ops.library.check_arguments`. If
@@ -40,7 +40,7 @@ def pointwise(**shapes: str) -> Callable[[Callable], Callable]:
 
         @functools.wraps(formula)
         def function(*arguments: Tensor, **named: Tensor) -> Tensor:
-            return getattr(torch.ops.pwlu_det, name)(*arguments, **named)
+            return call(name, *arguments, **named)
 
         def partials(generator: Callable) -> Callable:
             _define(name, formula, generator)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pwlu_det.ops import reference
 from pwlu_det.ops.derivatives import make_differentiable, register_autograd
-from pwlu_det.ops.library import define
+from pwlu_det.ops.library import call, define
 
 PARAMETERS = {
     "points": "P N+1",
@@ -53,7 +53,7 @@ def pwlu(
     Raises:
         ValueError: the shapes do not match, or a dtype is not one of those above.
     """
-    return torch.ops.pwlu_det.pwlu(x, points, left_bound, right_bound, left_slope, right_slope)
+    return call("pwlu", x, points, left_bound, right_bound, left_slope, right_slope)
 
 
 def pwlu_phase1(

@@ -44,7 +44,7 @@ def evaluate(
         t.double() for t in (x, points, left_bound, right_bound, left_slope, right_slope)
     )
     start = torch.cat([points[:, :1], points], dim=1)
-    rise = torch.cat([left_slope[:, None], points.diff(dim=1), right_slope[:, None]], dim=1)
+    rise = torch.cat([left_slope[:, None], points[:, 1:] - points[:, :-1], right_slope[:, None]], dim=1)
     column, coordinate = _locate(x, left_bound, right_bound, points.shape[1] - 1)
     step = rise.flatten()[column]
     # With a slope of 0, y is the end point's value, also at x = +-inf, where 0 * inf would be NaN.
