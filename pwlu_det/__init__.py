@@ -11,6 +11,7 @@ import importlib.util
 from importlib import import_module
 
 from pwlu_det.activations import PWLU, build_activation, fuse_norms, register_activation
+from pwlu_det.activations.two_phase import TwoPhase
 from pwlu_det.conversion import convert_model, for_inference
 from pwlu_det.errors import CheckpointError, ConfigError, DatasetError, PwluDetError
 
@@ -35,6 +36,7 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "PwluDetError",
+    "TwoPhase",
     "build_activation",
     "convert_model",
     "for_inference",

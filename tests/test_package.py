@@ -38,6 +38,7 @@ x = torch.randn(2, 3, 4)
 assert torch.allclose(activation(x), x.relu(), atol=1e-6)
 assert torch.equal(pwlu(x, *activation.parameters()), activation(x))
 layers = torch.nn.Sequential(torch.nn.Conv1d(3, 3, 1), torch.nn.SiLU())
+assert pwlu_det.TwoPhase
 model, report = pwlu_det.convert_model(layers, "pwlu", x)
 assert isinstance(model[1], pwlu_det.PWLU) and not report.kept
 """

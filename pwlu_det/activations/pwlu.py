@@ -24,7 +24,7 @@ _BUFFERS = ("phase", "running_mean", "running_std", "num_batches")
 _NO_HOOK = (
     "PWLU: a site was built for learning in two phases, but no TwoPhaseHook is registered with the trainer. "
     "It stays ReLU until its realign() is called, and nothing protects its parameters from weight decay. "
-    "Register pwlu_det.build_phase_hook(cfg, data_loader) before training, or call realign() in your loop."
+    "Register pwlu_det.build_phase_hook(cfg, data_loader) before training, or use pwlu_det.TwoPhase."
 )
 _CHANGED = (
     "PWLU: the parameters of a site in phase I are no longer those of ReLU; the site computes the function "

@@ -15,10 +15,11 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from pwlu_det.activations.two_phase import trainable_sites
 from pwlu_det.benchmark.measure import Clock, Contender
 from pwlu_det.config import architecture
 from pwlu_det.engine.optimizer import build_optimizer
-from pwlu_det.engine.phases import TwoPhaseHook, trainable_sites
+from pwlu_det.engine.phases import TwoPhaseHook
 from pwlu_det.preflight import check_config
 
 NUM_OBJECTS = 7

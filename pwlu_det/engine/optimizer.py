@@ -1,8 +1,6 @@
-"""Parameter groups for activations, hiding parameters from an optimizer's steps, and schedules."""
+"""Parameter groups for activations, and schedules."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable
 
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from detectron2.solver import build_lr_scheduler as build_stock_lr_scheduler
@@ -14,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pwlu_det.activations import ACTIVATIONS
+from pwlu_det.activations.hidden_parameters import hide_while_stepping
 from pwlu_det.activations.registry import get_activation
 from pwlu_det.backbone.heads import find_head
 from pwlu_det.errors import ConfigError
@@ -101,65 +100,6 @@ def convolution_biases(model: nn.Module) -> list[nn.Parameter]:
     """The biases of the convolutions inside activations, which the authors do not decay."""
     inner = (module for activation in _activations(model) for module in activation.children())
     return [m.bias for m in inner if isinstance(m, nn.Conv2d) and m.bias is not None]
-
-
-def hide_while_stepping(
-    optimizer: Optimizer, find: Callable[[], Iterable[nn.Parameter]]
-) -> Callable[[], None]:
-    """Remove the parameters returned by ``find()`` from the optimizer's groups during each step.
-
-    They are then unaffected by gradient clipping, weight decay and momentum.
-
-    Returns:
-        A function that undoes this.
-    """
-    # One object per optimizer: two separate ones would restore the groups in the wrong order.
-    if not hasattr(optimizer, "hidden_parameters"):
-        optimizer.hidden_parameters = _HiddenParameters(optimizer)
-    optimizer.hidden_parameters.finders.append(find)
-
-    def undo() -> None:
-        optimizer.hidden_parameters.finders.remove(find)
-        optimizer.hidden_parameters.put_back()  # after a step that raised
-        if not optimizer.hidden_parameters.finders:
-            optimizer.hidden_parameters.remove()
-            del optimizer.hidden_parameters
-
-    return undo
-
-
-class _HiddenParameters:
-    """The parameters that one or more callers hide from an optimizer."""
-
-    def __init__(self, optimizer: Optimizer):
-        self.finders: list[Callable[[], Iterable[nn.Parameter]]] = []
-        self._optimizer = optimizer
-        self._whole_groups: list[list[nn.Parameter]] = []
-        cls = type(optimizer)
-        if not getattr(cls.step, "hooked", False):  # detectron2's clipping classes bypass step hooks
-            cls.step = Optimizer.profile_hook_step(cls.step)
-            cls.step.hooked = True
-        self._handles = (
-            optimizer.register_step_pre_hook(lambda *_: self.take_out()),
-            optimizer.register_step_post_hook(lambda *_: self.put_back()),
-        )
-
-    def take_out(self) -> None:
-        if self._whole_groups:  # nested call: the clipping optimizer's step calls that of its base class
-            return
-        hidden = {p for find in self.finders for p in find()}
-        self._whole_groups = [group["params"] for group in self._optimizer.param_groups]
-        for group in self._optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if p not in hidden]
-
-    def put_back(self) -> None:
-        for group, parameters in zip(self._optimizer.param_groups, self._whole_groups):
-            group["params"] = parameters
-        self._whole_groups = []
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

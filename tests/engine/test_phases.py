@@ -11,8 +11,8 @@ from torch import nn
 from toy import Batches, Toy, images, parameters, same, sgd, train
 
 from pwlu_det import PWLU, ConfigError, build_phase_hook
+from pwlu_det.activations import two_phase
 from pwlu_det.checkpoint.checkpointer import Checkpointer
-from pwlu_det.engine import phases
 
 
 class Record(HookBase):
@@ -306,7 +306,7 @@ def test_statistics_are_pooled_in_float64():
     parts = [1000 + 0.05 * torch.randn(n, 2, 9, 9, generator=generator) for n in (3, 5)]
     for x in parts:
         site(x)
-    mean, std = phases._unpack(phases._pack(site))
+    mean, std = two_phase._unpack(two_phase._pack(site))
     x = torch.cat(parts).double().numpy()
     np.testing.assert_allclose(mean, x.mean((0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(std, x.std((0, 2, 3)), rtol=1e-2)

@@ -1,5 +1,6 @@
 """The loops of detectron2's plain_train_net.py and lazyconfig_train_net.py, without and with our lines."""
 
+import copy
 import re
 import warnings
 from pathlib import Path
@@ -17,13 +18,14 @@ from detectron2.modeling import build_backbone, build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.events import EventStorage
 from torch import nn
+from toy import Toy, images, same, sgd, train
 
 import pwlu_det
 from pwlu_det import PWLU
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs/training_loops.md").read_text()
-PLAIN, LAZY = ({} for _ in range(2))
-for namespace, text in zip((PLAIN, LAZY), re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)):
+ANY, PLAIN, LAZY = ({} for _ in range(3))
+for namespace, text in zip((ANY, PLAIN, LAZY), re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)):
     exec(text, namespace)
 NO_HOOK = "no TwoPhaseHook is registered"
 
@@ -87,6 +89,40 @@ def test_plain_loop_of_the_docs_learns_in_two_phases(detector):
     assert [phase for phase, _ in seen] == [1, 1, 2, 2]
     assert torch.equal(seen[1][1], start) and not torch.equal(seen[3][1], seen[2][1])
     assert all(int(site.num_batches) == 2 for site in sites(model))
+
+
+@pytest.mark.parametrize("phase1_iters", [0, 3])
+def test_any_loop_of_the_docs_gives_what_the_hook_gives(phase1_iters):
+    expected = Toy()
+    train(expected, phase1_iters, 6)
+    model = Toy(collecting=False)
+    batches = ((x, None) for x in (images(i) for i in range(6)))
+    ANY["train"](model, sgd(model), batches, lambda output, _: output["loss"], phase1_iters)
+    assert same(model.state_dict(), expected.state_dict())
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_two_phase_resumes(stop):
+    expected = Toy()
+    train(expected, 3, 6)
+    model, state = Toy(), None
+    for first, last in ((0, stop), (stop, 6)):
+        model = copy.deepcopy(model)
+        optimizer = sgd(model)
+        phases = pwlu_det.TwoPhase(model, optimizer, 3)
+        if state is not None:
+            optimizer.load_state_dict(state[0])
+            phases.load_state_dict(state[1])
+        for i in range(first, last):
+            phases.before_step()
+            optimizer.zero_grad()
+            model(images(i))["loss"].backward()
+            optimizer.step()
+            phases.after_step()
+        state = optimizer.state_dict(), phases.state_dict()
+        phases.close()
+        assert phases.iteration == last and not any(site.defers_update for site in model.sites)
+    assert same(model.state_dict(), expected.state_dict())
 
 
 # --- lazyconfig_train_net.py ----------------------------------------------------------------------
