@@ -43,7 +43,7 @@ FAULTS = {
         "norm_input.cuh", "lines.own.bias += lines.other.bias;", "", PLAIN
     ),
     "the added tensor is measured from the mean of x": Fault(
-        "norm_input.cuh", "in[1] - lines.other.mean", "in[1] - lines.own.mean", PLAIN
+        "norm_input.cuh", "added - lines.other.mean", "added - lines.own.mean", PLAIN
     ),
     "the sums of the norm are not computed again": Fault(
         "pwlu_backward.cuh", "      input.add(x, at, by_x, input_sums);\n", "", PLAIN

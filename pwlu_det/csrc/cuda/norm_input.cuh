@@ -11,17 +11,21 @@ namespace pwlu {
 // The sums of dz, of dz * (x - mean) and of dz * (added - its mean).
 constexpr int kNormSums = 3;
 
+// x if the mask has all bits, 0 if it has none. With a condition instead, the compiler would make two copies of a
+// loop.
+__device__ __forceinline__ float masked(float x, unsigned mask) { return __uint_as_float(__float_as_uint(x) & mask); }
+__device__ __forceinline__ double masked(double x, unsigned mask) { return mask ? x : 0; }
+
 // The norms of a channel. What is added has a scale of 1 if it has no norm.
 template <typename R>
 struct NormLines {
   NormLine<R> own, other;
-  bool has_added;
+  unsigned added_mask;  // 0 if nothing is added
 
   // (x - mean) * scale + beta, plus (added - its mean) * its scale, where beta is the sum of both biases
-  __device__ __forceinline__ R operator()(R x, R added) const {
-    const R z = own(x);
-    return has_added ? other.plus(added, z) : z;
-  }
+  __device__ __forceinline__ R operator()(R x, R added) const { return other.plus(added, own(x)); }
+  // What is added: its stream is that of x if this is nothing.
+  __device__ __forceinline__ R added(R stream) const { return masked(stream, added_mask); }
 };
 
 // Calls body({z, g}), and sums its results.
@@ -33,11 +37,11 @@ struct NormBackwardBody {
 
   // in is {x, added, g}.
   __device__ __forceinline__ R operator()(const R (&in)[3]) {
-    const R z_and_g[] = {lines(in[0], in[1]), in[2]};
+    const R added = lines.added(in[1]), z_and_g[] = {lines(in[0], added), in[2]};
     const R dz = body(z_and_g);
     sums[0] += dz;
     sums[1] = fma(dz, in[0] - lines.own.mean, sums[1]);
-    sums[2] = fma(dz, in[1] - lines.other.mean, sums[2]);
+    sums[2] = fma(dz, added - lines.other.mean, sums[2]);
     return dz;
   }
 };
@@ -49,7 +53,7 @@ struct NormBody {
 
   // in is {x, added}.
   __device__ __forceinline__ R operator()(const R (&in)[2]) {
-    const R z[] = {lines(in[0], in[1])};
+    const R z[] = {lines(in[0], lines.added(in[1]))};
     return body(z);
   }
 };
@@ -71,7 +75,7 @@ class NormInput {
     const T *x, *added;
     NormLines<R> lines;
 
-    __device__ R operator[](int64_t at) const { return lines(to_real(x[at]), to_real(added[at])); }
+    __device__ R operator[](int64_t at) const { return lines(to_real(x[at]), lines.added(to_real(added[at]))); }
   };
 
   explicit NormInput(const NormSource& source, double* sums = nullptr)
@@ -84,7 +88,7 @@ class NormInput {
   explicit NormInput(const std::pair<NormSource, double*>& both) : NormInput(both.first, both.second) {}
 
   __device__ NormLines<R> lines(int64_t channel) const {
-    NormLines<R> lines{{norm_, channel}, {}, has_added_};
+    NormLines<R> lines{{norm_, channel}, {}, has_added_ ? ~0u : 0};
     if (added_norm_.mean) lines.other = {added_norm_, channel};
     lines.own.bias += lines.other.bias;
     return lines;
