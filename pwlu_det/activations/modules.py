@@ -1,9 +1,11 @@
-"""Which modules a fused op may replace, and what else a norm does that is replaced.
+"""Which modules a fused op may replace, what else a norm does that is replaced, and evaluation of a model.
 
 A module may be replaced if a call of it only runs the forward of a known class.
 """
 
 from __future__ import annotations
+
+import contextlib
 
 import torch
 import torch.distributed as dist
@@ -67,3 +69,15 @@ def track_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int | T
     for running, new in ((norm.running_mean, mean), (norm.running_var, var * (count / others))):
         # As data: the norm's own update is not seen by autograd either, which has perhaps saved the buffer.
         running.data.lerp_(new.to(running.dtype), 0.0 if momentum is None else momentum)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module):
+    """Evaluation mode without gradients; modes and random numbers are then as before."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            yield model.eval()
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,7 +16,7 @@ from pwlu_det.activations.deferred_norm import (
     NormCall,
     defer,
 )
-from pwlu_det.activations.modules import is_plain_module
+from pwlu_det.activations.modules import evaluating, is_plain_module
 from pwlu_det.activations.pau import PAU, RPAU
 from pwlu_det.activations.pwlu import PWLU
 from pwlu_det.activations.rectifiers import Mixture, PReLU, SReLU
@@ -146,15 +144,3 @@ def _restore(norms: Iterable[DeferringNorm]) -> None:
     for norm in norms:
         norm.__class__ = classes[type(norm)]
         del norm.fuse_relu
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module):
-    """Evaluation mode without gradients; modes and random numbers are then as before."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            yield model.eval()
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pwlu_det import ops
+from pwlu_det.activations.parameters import version_of, write_in_place
+from pwlu_det.activations.pwlu_fit import bounds_of, fit, normal_quantiles
 from pwlu_det.activations.registry import check_option, register_activation
+from pwlu_det.ops.derivatives import KeepInGraph
 from pwlu_det.ops.pwlu import PARAMETERS
 
 COLLECTING = 1
@@ -75,6 +78,8 @@ class PWLU(nn.Module):
         defers_update: append the moments of each training forward to ``batch_moments``, for the caller to
             pool over calls and processes and pass to :meth:`update_statistics`. By default, each forward
             updates the statistics itself.
+        original: an activation that it replaces, or None for ReLU: computed in phase I, and fitted by
+            :meth:`realign`. It is not in the state dict.
         expects_hook: warn, once, if a training forward collects statistics while ``defers_update`` is False.
 
     Raises:
@@ -122,6 +127,7 @@ class PWLU(nn.Module):
         self._checked_versions: list[int] = []
         self.defers_update = False
         self.expects_hook = False
+        self.original: Callable[[Tensor], Tensor] | None = None
         self._has_warned_of_change = False
         self.batch_moments: list[Moments] = []
         self._reset_to_relu(*self._initial_bounds())
@@ -140,27 +146,47 @@ class PWLU(nn.Module):
         if torch.compiler.is_compiling() or self.phase.is_meta:
             return self._collecting
         read, version = self._read_phase
-        if read is not self.phase or version != _version(read):
+        if read is not self.phase or version != version_of(read):
             self._collecting = int(self.phase) == COLLECTING
-            self._read_phase = self.phase, _version(self.phase)
+            self._read_phase = self.phase, version_of(self.phase)
         return self._collecting
+
+    @property
+    def computes_original(self) -> bool:
+        """Whether the site computes ``original`` instead of the function of its parameters."""
+        return self.original is not None and self.collecting
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, *]`` to the same shape, dtype and layout."""
         if not self._collects():
+            if self.computes_original:
+                return self.original(x)
             return ops.pwlu(x, *self._parameter_list())
         if self.expects_hook and not self.defers_update:
             # Once per site: detectron2's convolutions reset Python's memory of the warnings it has shown.
             self.expects_hook = False
             warnings.warn(_NO_HOOK, stacklevel=2)
         y, mean, deviation = ops.pwlu_phase1(x, *self._parameter_list())
-        if not torch.compiler.is_compiling() and not self._holds_relu():
+        if self.original is not None:
+            y = KeepInGraph.apply(self.original(x), *self._parameter_list())
+        elif not torch.compiler.is_compiling() and not self._holds_relu():
             if not self._has_warned_of_change:
                 self._has_warned_of_change = True
                 warnings.warn(_CHANGED, stacklevel=2)
             y = ops.pwlu(x, *self._parameter_list())
         self._collect(Moments(x.numel() // mean.numel(), mean, deviation))
         return y
+
+    @torch.no_grad()
+    def start_as(self, original: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        """Fit the function to another activation by least squares over inputs ``x``, ``[C, S]``.
+
+        The bounds are ``num_sigma`` standard deviations to either side of the mean, but within the inputs.
+        """
+        self.original = original
+        x = x.double() if self.channel_wise else x.double().reshape(1, -1)
+        left, right = bounds_of(x, self.num_sigma, self.MIN_REALIGNED_WIDTH)
+        self._write(fit(original, x, left, right, self.num_intervals))
 
     @torch.no_grad()
     def begin_collecting(self) -> None:
@@ -195,6 +221,7 @@ class PWLU(nn.Module):
     def realign(self) -> None:
         """Enter phase II by equation 6: bounds at mu -+ 3 sigma, and ReLU at the new demarcation points.
 
+        With an ``original``, the function is fitted to it instead, over a normal distribution of inputs.
         Without statistics, a warning is issued, and the bounds become -``init_bound`` and ``init_bound``.
 
         With FSDP2, all processes must call it together, with equal statistics, while the parameters are
@@ -232,12 +259,18 @@ class PWLU(nn.Module):
 
     @torch.no_grad()
     def _reset_to_relu(self, left_bound: Tensor, right_bound: Tensor) -> None:
-        """Apply equation 6 in place: the optimizer and DDP hold references to these parameters."""
+        """Apply equation 6."""
+        if self.original is not None:
+            center, sigma = (left_bound + right_bound) / 2, (right_bound - left_bound) / (2 * self.num_sigma)
+            x = center[:, None] + sigma[:, None] * normal_quantiles().to(sigma)
+            return self._write(fit(self.original, x, left_bound, right_bound, self.num_intervals))
         dtype = self.points.dtype
-        for parameter, value in zip(
-            self._parameter_list(), self._relu_parameters(left_bound.to(dtype), right_bound.to(dtype))
-        ):
-            _write(parameter, value)
+        self._write(self._relu_parameters(left_bound.to(dtype), right_bound.to(dtype)))
+
+    def _write(self, values: Sequence[Tensor]) -> None:
+        """Set the parameters in place: the optimizer and DDP hold references to them."""
+        for parameter, value in zip(self._parameter_list(), values):
+            write_in_place(parameter, value.to(parameter.dtype))
 
     def _relu_parameters(self, left_bound: Tensor, right_bound: Tensor) -> tuple[Tensor, ...]:
         """Y_P = ReLU at the demarcation points, K_L = 0 and K_R = 1 for these bounds, in their dtype."""
@@ -261,15 +294,14 @@ class PWLU(nn.Module):
         return [value.to(self.points.dtype) for value in (points, *others)]
 
     def _write_phase1_parameters(self) -> None:
-        for parameter, start in zip(self._parameter_list(), self._phase1_parameters()):
-            _write(parameter, start)
+        self._write(self._phase1_parameters())
 
     def _holds_relu(self) -> bool:
         """Whether the parameters are still those that :meth:`begin_collecting` wrote."""
         parameters = self._parameter_list()
         if self.points.is_meta:
             return True
-        versions = [_version(p) for p in parameters]
+        versions = [version_of(p) for p in parameters]
         # On a GPU the comparison synchronizes, so it is only done after a parameter has been written.
         if not self.points.is_cuda or versions != self._checked_versions:
             if not all(map(torch.equal, parameters, self._phase1_parameters())):
@@ -313,15 +345,3 @@ class PWLU(nn.Module):
             self._write_phase1_parameters()
         else:
             self._set_phase(LEARNING)
-
-
-def _version(tensor: Tensor) -> int:
-    """The version counter, which in-place operations increment; -1 for inference tensors, which have none."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _write(parameter: Tensor, value: Tensor) -> None:
-    """Copy in place. For a sharded parameter (FSDP2), all processes must pass the same full value."""
-    if hasattr(parameter, "device_mesh"):
-        value = dist.tensor.distribute_tensor(value, parameter.device_mesh, parameter.placements)
-    parameter.copy_(value)

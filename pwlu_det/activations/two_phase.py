@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pwlu_det.activations.hidden_parameters import hide_while_stepping
+from pwlu_det.activations.parameters import hide_while_stepping
 from pwlu_det.activations.pwlu import PWLU
 
 

@@ -16,6 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
+from pwlu_det.activations import ACTIVATIONS
 from pwlu_det.checkpoint.atomic import atomic_save, atomic_writer
 from pwlu_det.checkpoint.plain import plain
 from pwlu_det.checkpoint.reader import read_checkpoint, read_iteration
@@ -127,6 +128,7 @@ class Checkpointer(DetectionCheckpointer):
             )
         if isinstance(rest.get("input"), dict):  # of an exported backbone
             _warn_of_input(rest["input"], describe_input(self.model), path)
+        _warn_of_activation(rest.get("activation"), self.model, path)
         return rest
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -240,6 +242,15 @@ def describe_input(model: nn.Module) -> dict[str, Any]:
         if hasattr(model, name)
     }
     return {"INPUT.FORMAT": getattr(model, "input_format", None), **statistics}
+
+
+def _warn_of_activation(trained: Any, model: nn.Module, path: str) -> None:
+    names = {cls: name for name, cls in ACTIVATIONS.items()}
+    own = {names[type(module)] for module in model.modules() if type(module) in names} - {"relu"}
+    if isinstance(trained, str) and own and own != {trained}:
+        logger.warning(
+            f"{path} was trained with the activation {trained}, and this model has {', '.join(sorted(own))}"
+        )
 
 
 def _warn_of_input(trained: dict[str, Any], own: dict[str, Any], path: str) -> None:

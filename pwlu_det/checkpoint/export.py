@@ -46,7 +46,7 @@ def export_backbone(cfg, weights: str, output: str, bottom_up: bool = False) -> 
     state = (getattr(backbone, "bottom_up", backbone) if bottom_up else backbone).state_dict()
     state = {key.removeprefix("bottom_up."): value for key, value in state.items()}
     try:
-        content = {"model": state, "input": describe_input(model)}
+        content = {"model": state, "input": describe_input(model), "activation": cfg.MODEL.ACTIVATION.NAME}
         atomic_save({**content, "__author__": "pwlu_det", "matching_heuristics": True}, output)
     except OSError as error:
         raise CheckpointError(f"--output {output} cannot be written: {error}") from error

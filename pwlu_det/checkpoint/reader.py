@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pwlu_det.checkpoint.array_pickle import load_arrays
 from pwlu_det.checkpoint.tensor_file import load_numbers, load_tensors
+from pwlu_det.checkpoint.torchvision_names import from_torchvision
 from pwlu_det.errors import CheckpointError
 
 
@@ -22,12 +23,14 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
     As in detectron2, the extension determines the format: ``.pkl`` is a pickle of NumPy arrays (with
     detectron2's or Caffe2's parameter names), ``.pyth`` is a pycls checkpoint, and any other file is one
-    written by ``torch.save``, either a dictionary with the key ``model`` or a bare state dict.
+    written by ``torch.save``, either a dictionary with the key ``model`` or a bare state dict. The names in
+    ResNets of torchvision and timm become detectron2's.
 
     Returns:
         A dictionary whose ``model`` maps names to dense CPU tensors. It also contains everything else in the
         file and, if names must be converted, ``__author__`` and ``matching_heuristics``, which tell
-        detectron2 how.
+        detectron2 how. ``activation`` is the name of the activation that the weights were trained with,
+        if it is known.
 
     Raises:
         CheckpointError: the file cannot be read, would run code, or contains no weights.
@@ -42,7 +45,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             if "model" not in checkpoint:
                 checkpoint = {"model": checkpoint}
         _check_model(checkpoint["model"])
-        return checkpoint
+        return from_torchvision(checkpoint)
 
 
 def read_iteration(path: str) -> int | None:
@@ -80,7 +83,8 @@ def _read_pkl(path: str) -> dict[str, Any]:
         return {**content, "model": _as_tensors(_as_dict(content["model"]))}
     arrays = _as_dict(content.get("blobs", content))  # detectors have "blobs", classifiers do not
     arrays = {name: value for name, value in arrays.items() if not str(name).endswith("_momentum")}
-    return {"model": _as_tensors(arrays), "__author__": "Caffe2", "matching_heuristics": True}
+    model = _as_tensors(arrays)
+    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True, "activation": "relu"}
 
 
 def _read_pycls(path: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,17 @@ FUNCTIONS: dict[Callable, str] = {
     if hasattr(place, name + suffix)
 }
 """The activations of torch, and their names."""
+
+
+class Original:
+    """An activation of torch with its options, out of place. It can be pickled."""
+
+    def __init__(self, name: str, args: tuple, kwargs: dict[str, Any]):
+        self.name, self.args, self.kwargs = name, args, kwargs
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return getattr(F, self.name)(x.clone(), *self.args, **self.kwargs)
+
 
 _CALL = nn.Module._call_impl.__code__
 

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pwlu_det.activations import PWLU, build_activation
-from pwlu_det.activations.norm_activation import evaluating
+from pwlu_det.activations.modules import evaluating
 from pwlu_det.conversion.calls import CallSites, Dispatching
-from pwlu_det.conversion.fit import fit
 from pwlu_det.conversion.install import Installation
 from pwlu_det.conversion.record import Place, record
 from pwlu_det.conversion.report import ConversionReport, Site
@@ -45,8 +44,8 @@ def convert_model(
     The state dict only gains keys. Batch-norm statistics, modes, random state and ``requires_grad`` stay.
 
     A new PWLU starts as the activation that it replaces: by least squares over the inputs that the example
-    gives it. Phase I resets it to ReLU, so train without it to keep that start. Others start as their papers
-    say.
+    gives it. In phase I, it computes that activation itself, and at the end it is fitted anew, within the
+    bounds of equation 6 (:class:`~pwlu_det.TwoPhase`). Others start as their papers say.
 
     Activations of inputs whose last dimension holds the channels, ``[B, *, C]``, use that dimension. Which it
     is follows from the last convolution, norm or linear layer before the activation.
@@ -70,13 +69,15 @@ def convert_model(
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     if any(isinstance(m, (CallSites, Dispatching)) for m in model.modules()):
         raise PwluDetError("convert_model: the model has been converted before")
-    places, before = record(model, inputs)
+    places, others, before = record(model, inputs)
     names = {module: name for name, module in model.named_modules()}
     kept = [
         Site(names.get(p.module or p.owner, ""), p.function, p.channels, p.channel_dim, reason)
         for p in places
         if (reason := p.obstacle(min_map_size))
     ]
+    reason = "it is not a function that is replaced"
+    kept += [Site(names.get(owner, ""), function, reason=reason) for owner, function in others]
     chosen = [place for place in places if not place.obstacle(min_map_size)]
     if not chosen:
         raise PwluDetError(f"convert_model: the model has no activation to replace; {ConversionReport(kept)}")
@@ -84,16 +85,16 @@ def convert_model(
     installation = Installation(model, places, chosen)
     try:
         _check_same_output(model, inputs, before)
+        report = ConversionReport()
+        for place, activation in zip(chosen, activations):
+            installation.put(place, activation.train(place.owner.training))
+            report.sites.append(_describe(name, installation.name(place), place, activation))
+        report.sites += [*kept, *_unreached(model, places, activations)]
+        with evaluating(model):
+            report.output_error = _difference(model(*inputs), before)
     except BaseException:
         installation.undo()
         raise
-    report = ConversionReport()
-    for place, activation in zip(chosen, activations):
-        installation.put(place, activation.train(place.owner.training))
-        report.sites.append(_describe(name, installation.name(place), place, activation))
-    report.sites += [*kept, *_unreached(model, places, activations)]
-    with evaluating(model):
-        report.output_error = _difference(model(*inputs), before)
     return model, report
 
 
@@ -113,7 +114,7 @@ def _build(name: str, place: Place, options: dict[str, Any]) -> nn.Module:
     x = place.inputs()
     activation.to(x.device, torch.float64 if place.example.dtype == torch.float64 else None)
     if isinstance(activation, PWLU):
-        fit(activation, place.original, x)
+        activation.start_as(place.original, x)
     return activation if place.channel_dim == 1 else ChannelsLast(activation)
 
 
@@ -145,10 +146,23 @@ def _difference(actual: Any, expected: Any) -> float | None:
     """The relative difference of two outputs in the Euclidean norm; None if their shapes differ."""
     pairs = [
         (a.double(), b.double())
-        for a, b in zip(tree_leaves(actual), tree_leaves(expected))
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and b.is_floating_point()
+        for a, b in zip(_tensors(actual), _tensors(expected))
+        if b.is_floating_point()
     ]
     if not pairs or any(a.shape != b.shape for a, b in pairs):
         return None
     change = sum(float((a - b).square().sum()) for a, b in pairs)
     return (change / max(sum(float(b.square().sum()) for _, b in pairs), 1e-300)) ** 0.5
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors of an output, which may have detectron2's Instances and Boxes in it."""
+    found = []
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif hasattr(leaf, "get_fields"):
+            found += _tensors(leaf.get_fields())
+        elif isinstance(getattr(leaf, "tensor", None), Tensor):
+            found.append(leaf.tensor)
+    return found

@@ -78,7 +78,7 @@ def for_inference(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         _fold_norm(module)
         for name, child in module.named_children():
-            if isinstance(child, PWLU):
+            if isinstance(child, PWLU) and not child.computes_original:
                 setattr(module, name, PiecewiseLinear(child))
     return model
 

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pwlu_det.activations.norm_activation import evaluating
-from pwlu_det.conversion.calls import FUNCTIONS, Path, caller
+from pwlu_det.activations.modules import evaluating
+from pwlu_det.conversion.calls import FUNCTIONS, Original, Path, caller
 
 NUM_SAMPLES = 4096
 """Inputs per channel and call that are kept, at least, if there are as many."""
 
 _FIRST = ("conv", "batch_norm", "group_norm", "instance_norm")
 _LAST = ("linear", "layer_norm", "rms_norm")
+_GATES = ("sigmoid", "hardsigmoid", "tanh")
 _REARRANGE = ("permute", "transpose", "swap", "mov", "reshape", "view", "flatten", "einsum", "matmul", "T")
 
 
@@ -67,16 +68,24 @@ class Recorder(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.places: dict[tuple, Place] = {}
+        self.others: dict[tuple, tuple[nn.Module | None, str]] = {}
+        """Calls of other activations: the module that calls them, and what they are."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function in FUNCTIONS:
             self._record(function, args, kwargs)
+        other = _other_activation(function, args, kwargs)
+        if other:
+            module, path, _ = caller(sys._getframe())
+            self.others[id(module), path] = module, other
         sources = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
         sources += [v for a in args if isinstance(a, (list, tuple)) for v in a if isinstance(v, Tensor)]
         channel_dim = _channel_dim(getattr(function, "__name__", ""), sources)
         result = function(*args, **kwargs)
         if isinstance(result, Tensor):
+            if getattr(function, "__name__", "") in _GATES and sources:
+                result._pwlu_gate_of = sources[0]
             same = sources and result.dim() == sources[0].dim()
             result._pwlu_channel_dim = channel_dim if same else None
         return result
@@ -85,10 +94,7 @@ class Recorder(TorchFunctionMode):
         module, path, frame = caller(sys._getframe(1))
         x = args[0] if args else kwargs["input"]
         others = {k: v for k, v in kwargs.items() if k != "input"}
-
-        def original(x: Tensor) -> Tensor:
-            return function(x.clone(), *args[1:], **others)  # it may be in place
-
+        original = Original(FUNCTIONS[function], args[1:], others)
         owner = module
         if module is not None and _is_activation(module, original, x):
             owner, path, _ = caller(frame)
@@ -104,12 +110,27 @@ class Recorder(TorchFunctionMode):
         place.samples.append(_sample(x, place.channel_dim))
 
 
-def record(model: nn.Module, inputs: tuple) -> tuple[list[Place], Any]:
-    """The places that a call in evaluation mode reaches, in order, and its output."""
+def record(model: nn.Module, inputs: tuple) -> tuple[list[Place], list[tuple[nn.Module | None, str]], Any]:
+    """The places that a call in evaluation mode reaches, in order, ``Recorder.others``, and its output."""
     recorder = Recorder()
     with evaluating(model), recorder:
         output = model(*inputs)
-    return list(recorder.places.values()), output
+    return list(recorder.places.values()), list(recorder.others.values()), output
+
+
+def _other_activation(function: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
+    """The name of an activation that is not replaced: written by hand, or of another kind; or ""."""
+    name = getattr(function, "__name__", "").strip("_")
+    if name in ("threshold", "glu"):
+        return name
+    if name in ("clamp", "clamp_min", "clip"):
+        bounds = [*args[1:], *kwargs.values()]
+        return name if bounds[:1] == [0] and bounds[1:] in ([], [None]) else ""
+    if name in ("mul", "rmul", "imul") and len(args) == 2:
+        for x, gate in (args, args[::-1]):
+            if isinstance(gate, Tensor) and getattr(gate, "_pwlu_gate_of", None) is x:
+                return "x * gate(x)"
+    return ""
 
 
 def _channel_dim(name: str, sources: list[Tensor]) -> int | None:

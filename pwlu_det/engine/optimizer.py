@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pwlu_det.activations import ACTIVATIONS
-from pwlu_det.activations.hidden_parameters import hide_while_stepping
+from pwlu_det.activations.parameters import hide_while_stepping
 from pwlu_det.activations.registry import get_activation
 from pwlu_det.backbone.heads import find_head
 from pwlu_det.errors import ConfigError

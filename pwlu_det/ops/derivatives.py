@@ -155,6 +155,19 @@ def straight_through(value: Tensor, linear: Tensor) -> Tensor:
     return value.detach() + (linear - linear.detach())
 
 
+class KeepInGraph(torch.autograd.Function):
+    """The identity, with parameters in the autograd graph, whose gradients are zero."""
+
+    @staticmethod
+    def forward(ctx, y, *parameters):
+        ctx.save_for_backward(*parameters)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, *(torch.zeros_like(p) for p in ctx.saved_tensors)
+
+
 def _overload(name: str) -> torch._ops.OpOverload:
     return getattr(torch.ops.pwlu_det, name).default
 

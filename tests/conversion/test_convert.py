@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.structures import Boxes, Instances
 from torch import nn
 from torchvision.models import mobilenet_v3_small, resnet18
 
 import pwlu_det
 from pwlu_det import PWLU, convert_model
 from pwlu_det.errors import PwluDetError
+from pwlu_det.ops import kernels_in_use
 
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -166,3 +168,56 @@ def test_the_report_warns_of_another_start():
     _, report = convert_model(nn.Sequential(nn.Conv2d(4, 6, 1), nn.SiLU()), "swish", X)
     assert not report.sites[0].warning
     assert pwlu_det.convert_model is convert_model
+
+
+class ByHand(nn.Conv2d):
+    def forward(self, x):
+        x = super().forward(x)
+        x = x * x.sigmoid() + F.threshold(x, 0, 0) + x.clamp(min=0) + x.clamp(0, 6)
+        scale = x.mean((2, 3), keepdim=True).sigmoid()  # not an activation of x
+        return F.relu(x * scale)
+
+
+def test_activations_that_are_not_replaced_are_reported():
+    _, report = convert_model(ByHand(4, 4, 1), "pwlu", X)
+    assert [site.function for site in report.replaced] == ["relu"]
+    assert [site.function for site in report.kept] == ["x * gate(x)", "threshold", "clamp"]
+    assert all("not a function that is replaced" in site.reason for site in report.kept)
+
+
+def test_any_failure_leaves_the_model():
+    class Failing(nn.Sequential):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls == 3:  # the last call, with the new activations
+                raise RuntimeError("out of memory")
+            return super().forward(x)
+
+    model = Failing(nn.Conv2d(4, 4, 1), nn.SiLU())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        convert_model(model, "pwlu", X)
+    assert type(model[1]) is nn.SiLU
+
+
+def test_detections_are_compared():
+    class Detector(nn.Sequential):
+        def forward(self, x):
+            y = super().forward(x)
+            return [
+                {"instances": Instances((8, 8), scores=y.flatten()[::4], pred_boxes=Boxes(y.reshape(-1, 4)))}
+            ]
+
+    torch.manual_seed(0)
+    _, report = convert_model(Detector(nn.Conv2d(4, 4, 1), nn.SiLU()), "pwlu", X)
+    assert 0 < report.output_error < 0.1
+
+
+def test_fuse_norms_after_a_conversion():
+    torch.manual_seed(0)
+    model, _ = convert_model(resnet18(num_classes=5), "pwlu", torch.randn(2, 3, 64, 64))
+    x = torch.randn(2, 3, 64, 64)
+    expected = model.eval()(x)
+    assert len(pwlu_det.fuse_norms(model, x)) == (20 if kernels_in_use() != "plain torch" else 0)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)

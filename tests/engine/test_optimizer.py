@@ -6,7 +6,7 @@ from detectors import build, set_detector
 from torch import nn
 
 from pwlu_det import PWLU, build_activation, build_optimizer
-from pwlu_det.activations.hidden_parameters import hide_while_stepping
+from pwlu_det.activations.parameters import hide_while_stepping
 from pwlu_det.engine.optimizer import activation_parameters, convolution_biases
 
 

@@ -1,11 +1,24 @@
-"""Parameters that an optimizer does not change, although they are in its groups."""
+"""Parameters: written in place, and hidden from an optimizer that has them in its groups."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+
+def version_of(tensor: Tensor) -> int:
+    """The version counter, which in-place operations increment; -1 for inference tensors, which have none."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def write_in_place(parameter: Tensor, value: Tensor) -> None:
+    """Copy in place. For a sharded parameter (FSDP2), all processes must pass the same full value."""
+    if hasattr(parameter, "device_mesh"):
+        value = dist.tensor.distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)
 
 
 def hide_while_stepping(
