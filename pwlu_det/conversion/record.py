@@ -154,5 +154,8 @@ def _is_activation(module: nn.Module, original: Callable, x: Tensor) -> bool:
 
 def _sample(x: Tensor, channel_dim: int) -> Tensor:
     x = x.detach().movedim(channel_dim, 0).flatten(1)
-    step = max(x.shape[1] // NUM_SAMPLES, 1)
-    return x[:, ::step][:, : 2 * NUM_SAMPLES].float().clone()
+    if x.shape[1] > 2 * NUM_SAMPLES:
+        # At random: a constant step may be a multiple of the width, and so give pixels of a few columns only.
+        generator = torch.Generator().manual_seed(0)
+        x = x[:, torch.randint(x.shape[1], (2 * NUM_SAMPLES,), generator=generator).to(x.device)]
+    return x.float().clone()

@@ -221,3 +221,14 @@ def test_fuse_norms_after_a_conversion():
     expected = model.eval()(x)
     assert len(pwlu_det.fuse_norms(model, x)) == (20 if kernels_in_use() != "plain torch" else 0)
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_are_sampled_from_all_columns():
+    """Of maps whose width divides the number of pixels per sample, too."""
+    torch.manual_seed(0)
+    x = torch.randn(128, 4, 32, 32)
+    x[..., 0] = 0  # as padding makes borders differ
+    model = nn.Sequential(nn.Conv2d(4, 6, 1), nn.SiLU())
+    expected = model(x)
+    convert_model(model, "pwlu", x)
+    assert (model(x) - expected).norm() < 0.02 * expected.norm()
