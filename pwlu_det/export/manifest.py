@@ -47,8 +47,11 @@ def write_manifest(path: str, **content: Any) -> None:
     file = {"bytes": os.path.getsize(path), "sha256": _sha256(path)}
     packages = {name: _version(name) for name in ("sal-detectron2", "detectron2", "onnx", "onnxruntime")}
     versions = {"torch": torch.__version__, **{name: found for name, found in packages.items() if found}}
-    with open(manifest_path(path), "w") as f:
-        json.dump({**content, "versions": versions, **file}, f, indent=2)
+    try:
+        with open(manifest_path(path), "w") as f:
+            json.dump({**content, "versions": versions, **file}, f, indent=2)
+    except OSError as error:
+        raise CheckpointError(f"{manifest_path(path)} cannot be written: {error}") from error
 
 
 def _version(name: str) -> str | None:

@@ -117,6 +117,7 @@ def test_d2_is_bit_equal(small, tmp_path, bottom_up):
     cfg, weights, _ = small("pwlu")
     assert export_model(cfg, weights, str(tmp_path / "backbone.pth"), "d2", bottom_up=bottom_up) == 0
     manifest = json.loads((tmp_path / "backbone.pth.json").read_text())
+    assert len(manifest["sha256"]) == 64 and manifest["versions"]["torch"] == torch.__version__
     assert manifest["format"] == "d2" and manifest["largest_difference"] == 0
 
 
