@@ -12,7 +12,7 @@ from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import SimpleTrainer, hooks
+from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
@@ -122,6 +122,19 @@ def test_two_phase_resumes(stop):
         state = optimizer.state_dict(), phases.state_dict()
         phases.close()
         assert phases.iteration == last and not any(site.defers_update for site in model.sites)
+    assert same(model.state_dict(), expected.state_dict())
+
+
+def test_forwards_between_steps_do_not_count():
+    """Such as those of PreciseBN, or of a loss on other data, in training mode."""
+    expected, model = Toy(), Toy()
+    train(expected, 3, 6)
+
+    class Between(HookBase):
+        def after_step(self):
+            model(images(99))
+
+    train(model, 3, 6, hooks_before=[Between()])
     assert same(model.state_dict(), expected.state_dict())
 
 
