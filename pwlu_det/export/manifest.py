@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pwlu_det.checkpoint.atomic import atomic_writer
 from pwlu_det.errors import CheckpointError
 
 _NODES = ("BACKBONE", "RESNETS", "FPN", "ACTIVATION")
@@ -48,8 +49,8 @@ def write_manifest(path: str, **content: Any) -> None:
     packages = {name: _version(name) for name in ("sal-detectron2", "detectron2", "onnx", "onnxruntime")}
     versions = {"torch": torch.__version__, **{name: found for name, found in packages.items() if found}}
     try:
-        with open(manifest_path(path), "w") as f:
-            json.dump({**content, "versions": versions, **file}, f, indent=2)
+        with atomic_writer(manifest_path(path)) as f:
+            f.write(json.dumps({**content, "versions": versions, **file}, indent=2).encode())
     except OSError as error:
         raise CheckpointError(f"{manifest_path(path)} cannot be written: {error}") from error
 
